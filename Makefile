@@ -1,0 +1,42 @@
+# make demo    sets up what it needs and shows the main job on the CPU
+# make test    sets up what it needs and runs all tests
+# make lint    ruff, mypy --strict, clang-format
+# Everything lives in .venv; nothing is installed elsewhere. PYTHON chooses the interpreter (3.10 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
+
+.PHONY: demo test lint format clean
+.DELETE_ON_ERROR:
+
+# torch is pinned to the version whose CPU wheel installs fast; it goes first, so that nothing else asks for another.
+.venv/installed: pyproject.toml setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+.venv/built: .venv/installed $(SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+demo: .venv/built
+	$(BIN)/python -m hybridcache demo
+
+test: .venv/built
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
+
+clean:
+	rm -rf .venv build *.egg-info hybridcache/*.so

@@ -1,0 +1,44 @@
+// Making room: whether pages and slots can be had, and what leaves for them. A request may take everything unpinned,
+// and is refused only when that would not do; a checkpoint is optional and takes what is worth less.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "arena.h"
+#include "eviction.h"
+
+namespace hybridcache {
+
+struct Need {
+  std::int64_t slots = 0;
+  std::int64_t pages = 0;
+};
+
+class Admission {
+ public:
+  // Calls its argument with every page that a lease or a pin holds, possibly more than once.
+  using EachPinnedPage = std::function<void(const std::function<void(PageId)>&)>;
+
+  Admission(Arena& arena, Eviction& eviction, EachPinnedPage each_pinned_page)
+      : arena_(arena), eviction_(eviction), each_pinned_page_(std::move(each_pinned_page)) {}
+
+  // All or nothing: evicts in order until `need` is there; false, and nothing changed, if evicting everything unpinned
+  // would not do.
+  bool make_room(const Need& need);
+  // Evicts only what `kind` may replace; false if that is not enough (what has left is gone: it was worth less than
+  // room).
+  bool make_room_for(Kind kind, const Need& need);
+
+ private:
+  static int rank_limit(Kind kind) { return kind == Kind::breakpoint || kind == Kind::fork ? Eviction::kAnyRank : 0; }
+  bool feasible(const Need& need) const;
+  bool feasible_exactly(const Need& need) const;
+  bool evict_until(const Need& need, int max_rank);
+
+  Arena& arena_;
+  Eviction& eviction_;
+  EachPinnedPage each_pinned_page_;
+};
+
+}  // namespace hybridcache

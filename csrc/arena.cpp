@@ -1,0 +1,131 @@
+#include "arena.h"
+
+#include <algorithm>
+
+namespace hybridcache {
+
+namespace {
+enum Event : std::uint64_t { kTakeSlot = 1, kFreeSlot, kTakePage, kFreePage };
+
+std::int64_t page_slab_count(const Options& options, std::int64_t pages_per_slab) {
+  return options.num_slabs > 0 ? options.num_slabs : ceil_div(options.num_pages, pages_per_slab);
+}
+}  // namespace
+
+Arena::Arena(const Options& options, Digest& digest)
+    : fixed_(options.num_slabs == 0),
+      pages_per_slab_(ceil_div(options.slot_bytes, options.page_bytes)),
+      digest_(digest) {
+  const auto slabs = page_slab_count(options, pages_per_slab_);
+  const auto pages = fixed_ ? options.num_pages : slabs * pages_per_slab_;
+  const auto slots = fixed_ ? options.num_slots : slabs;
+  for (std::int64_t slab = 0; slab < slabs; ++slab) {
+    slabs_.push_back({std::min(pages_per_slab_, pages - slab * pages_per_slab_)});
+    free_slabs_.insert(free_slabs_.end(), static_cast<std::int32_t>(slab));
+  }
+  for (std::int64_t slot = 0; fixed_ && slot < slots; ++slot)
+    free_slots_.insert(free_slots_.end(), static_cast<SlotId>(slot));
+  page_taken_.assign(pages, false);
+  slot_taken_.assign(slots, false);
+  dirty_.assign(pages, true);
+  page_counts_.assign(pages, 0);
+}
+
+SlotId Arena::take_slot() {
+  auto& from = fixed_ ? free_slots_ : free_slabs_;
+  ensure(!from.empty(), "take_slot without a free slot");
+  const SlotId slot = *from.begin();
+  from.erase(from.begin());
+  slot_taken_[slot] = true;
+  if (!fixed_) {
+    const auto first = slot * pages_per_slab_;
+    std::fill(dirty_.begin() + first, dirty_.begin() + first + pages_per_slab_, true);
+  }
+  taken_slots_.add();
+  digest_.mix(kTakeSlot, slot);
+  return slot;
+}
+
+void Arena::free_slot(SlotId slot) {
+  ensure(slot_taken_[slot], "free_slot of a free slot");
+  slot_taken_[slot] = false;
+  (fixed_ ? free_slots_ : free_slabs_).insert(slot);
+  taken_slots_.add(-1);
+  digest_.mix(kFreeSlot, slot);
+}
+
+std::int32_t Arena::choose_slab(std::int32_t home) const {
+  if (home != kNone && has_free_page(home)) return home;
+  if (!partial_.empty()) return partial_.begin()->second;
+  ensure(!free_slabs_.empty(), "take_page without a free page");
+  return *free_slabs_.begin();
+}
+
+PageId Arena::lowest_free_page(std::int32_t slab) const {
+  const auto first = page_taken_.begin() + slab * pages_per_slab_;
+  const auto free = std::find(first, first + slabs_[slab].capacity, false);
+  return static_cast<PageId>(free - page_taken_.begin());
+}
+
+// Moves a slab between free, partly used and full as its count of taken pages changes.
+void Arena::set_used(std::int32_t slab, std::int64_t used) {
+  auto& s = slabs_[slab];
+  if (has_free_page(slab)) {
+    partial_.erase({-s.used, slab});
+  } else if (s.used == 0) {
+    free_slabs_.erase(slab);
+  }
+  s.used = used;
+  if (has_free_page(slab)) {
+    partial_.insert({-used, slab});
+  } else if (used == 0) {
+    free_slabs_.insert(slab);
+  }
+}
+
+PageId Arena::take_page(std::int32_t& home) {
+  home = choose_slab(home);
+  const PageId page = lowest_free_page(home);
+  page_taken_[page] = true;
+  set_used(home, slabs_[home].used + 1);
+  taken_pages_.add();
+  digest_.mix(kTakePage, page);
+  return page;
+}
+
+void Arena::free_page(PageId page) {
+  ensure(page_taken_[page] && page_counts_[page] == 0, "free_page of a page that is free or counted");
+  page_taken_[page] = false;
+  const auto slab = slab_of(page);
+  set_used(slab, slabs_[slab].used - 1);
+  taken_pages_.add(-1);
+  digest_.mix(kFreePage, page);
+}
+
+void Arena::count_page(PageId page) {
+  ensure(page_taken_[page], "count_page of a free page");
+  if (page_counts_[page]++ == 0) counted_pages_.add();
+}
+
+void Arena::uncount_page(PageId page) {
+  ensure(page_counts_[page] > 0, "uncount_page of a page that is not counted");
+  if (--page_counts_[page] > 0) return;
+  counted_pages_.add(-1);
+  free_page(page);
+}
+
+std::int64_t Arena::free_pages(std::int64_t slots) const {
+  const auto outside_slots = num_pages() - (fixed_ ? 0 : (taken_slots() + slots) * pages_per_slab_);
+  return outside_slots - taken_pages();
+}
+
+bool Arena::satisfies(std::int64_t slots, std::int64_t pages) const {
+  return free_slots() >= slots && free_pages(slots) >= pages;
+}
+
+bool Arena::could_ever_satisfy(std::int64_t slots, std::int64_t pages) const {
+  if (fixed_) return num_slots() >= slots && num_pages() >= pages;
+  return num_slots() >= slots && (num_slots() - slots) * pages_per_slab_ >= pages;
+}
+
+}  // namespace hybridcache

@@ -1,0 +1,95 @@
+// The arena: which pages and slots are taken, and which slab plays which role. It knows bytes and ids, no tokens.
+//
+//   unified   | slab 0        | slab 1        | slab 2        |      a slab is free, one slot, or pages_per_slab pages;
+//             | p0 p1 p2 p3   | slot 1        | p8 p9 ..      |      slot s is slab s, page p lies in slab p /
+//             pages_per_slab
+//
+//   fixed     | p0 p1 p2 p3 p4 p5 ...  | slot 0 | slot 1 | ...       two regions, roles never change, the same packing
+//
+// Every choice takes the lowest id among equals, so equal calls give equal ids (I7). A page is dirty until it has been
+// zeroed or wholly overwritten; a slab that was a slot gives dirty pages, so that state bytes are never read as KV.
+#pragma once
+
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "types.h"
+
+namespace hybridcache {
+
+class Arena {
+ public:
+  Arena(const Options& options, Digest& digest);
+
+  // REQUIRES: free_slots() > 0.
+  SlotId take_slot();
+  void free_slot(SlotId slot);
+
+  // `home` is the slab of the lease's last page (kNone at first); it is left at the slab of the new page.
+  // REQUIRES: a free page or slab.
+  PageId take_page(std::int32_t& home);
+  void free_page(PageId page);
+
+  // Counted pages are the tree's: once for a node, once for each tail. The last uncount frees the page.
+  void count_page(PageId page);
+  void uncount_page(PageId page);
+
+  bool dirty(PageId page) const { return dirty_[page]; }
+  void clean(PageId page) { dirty_[page] = false; }
+
+  // Pages that could be taken now if `slots` slots were taken first.
+  std::int64_t free_pages(std::int64_t slots = 0) const;
+  // Whether `slots` and `pages` more can be taken now.
+  bool satisfies(std::int64_t slots, std::int64_t pages) const;
+  // Whether an arena with nothing in it could give them.
+  bool could_ever_satisfy(std::int64_t slots, std::int64_t pages) const;
+
+  bool fixed() const { return fixed_; }
+  std::int64_t pages_per_slab() const { return pages_per_slab_; }
+  std::int64_t page_slabs() const { return static_cast<std::int64_t>(slabs_.size()); }
+  std::int64_t num_pages() const { return static_cast<std::int64_t>(page_taken_.size()); }
+  std::int64_t num_slots() const { return static_cast<std::int64_t>(slot_taken_.size()); }
+  std::int64_t free_slots() const {
+    return static_cast<std::int64_t>(fixed_ ? free_slots_.size() : free_slabs_.size());
+  }
+  std::int64_t free_slabs() const { return static_cast<std::int64_t>(free_slabs_.size()); }
+  std::int64_t capacity(std::int32_t slab) const { return slabs_[slab].capacity; }
+  std::int32_t slab_of(PageId page) const { return static_cast<std::int32_t>(page / pages_per_slab_); }
+  bool holds_pages(std::int32_t slab) const { return slabs_[slab].used > 0; }
+  bool page_taken(PageId page) const { return page_taken_[page]; }
+  bool slot_taken(SlotId slot) const { return slot_taken_[slot]; }
+  std::int32_t page_count(PageId page) const { return page_counts_[page]; }
+
+  std::int64_t taken_pages() const { return taken_pages_.get(); }
+  std::int64_t taken_slots() const { return taken_slots_.get(); }
+  std::int64_t counted_pages() const { return counted_pages_.get(); }
+
+ private:
+  struct Slab {
+    std::int64_t capacity;  // pages
+    std::int64_t used = 0;  // pages taken
+  };
+
+  std::int32_t choose_slab(std::int32_t home) const;
+  PageId lowest_free_page(std::int32_t slab) const;
+  void set_used(std::int32_t slab, std::int64_t used);
+  bool has_free_page(std::int32_t slab) const {
+    return slabs_[slab].used > 0 && slabs_[slab].used < slabs_[slab].capacity;
+  }
+
+  const bool fixed_;
+  const std::int64_t pages_per_slab_;
+  Digest& digest_;
+  std::vector<Slab> slabs_;                                  // slabs that may hold pages
+  std::set<std::int32_t> free_slabs_;                        // no page, no slot
+  std::set<std::int32_t> free_slots_;                        // fixed arena only
+  std::set<std::pair<std::int64_t, std::int32_t>> partial_;  // (-used, slab): the fullest partly used slab first
+  std::vector<bool> page_taken_;
+  std::vector<bool> slot_taken_;
+  std::vector<bool> dirty_;
+  std::vector<std::int32_t> page_counts_;
+  Counter taken_pages_, taken_slots_, counted_pages_;
+};
+
+}  // namespace hybridcache

@@ -1,0 +1,330 @@
+// Requests come in and branch here: match, reserve, fork, pins. Their steps are in steps.cpp.
+#include "cache.h"
+
+#include <algorithm>
+
+namespace hybridcache {
+
+namespace {
+std::string text(std::int64_t value) {
+  return std::to_string(value);
+}
+
+[[noreturn]] void refuse(const std::string& what) {
+  throw std::invalid_argument(what);
+}
+}  // namespace
+
+Cache::Cache(const Options& options)
+    : options_(options),
+      arena_(options_, digest_),
+      tree_(options_.page_size, arena_, contents_, digest_),
+      eviction_(options_.policy, tree_),
+      admission_(arena_, eviction_, [this](const auto& visit) { each_pinned_page(visit); }),
+      placement_(options_) {}
+
+const Lease& Cache::lease(LeaseId id) const {
+  const auto it = leases_.find(id);
+  if (it == leases_.end() || it->second->resting)
+    throw StateError("lease: number " + text(id) + " is closed, an open one was expected");
+  return *it->second;
+}
+
+Lease& Cache::open_lease(LeaseId id) {
+  return const_cast<Lease&>(lease(id));
+}
+
+// ---------------------------------------------------------------- match
+
+void Cache::check_prompt(const Prompt& prompt) const {
+  const auto length = static_cast<Position>(prompt.tokens.size());
+  if (length == 0) refuse("tokens: empty, at least one token was expected");
+  Position last = -1;
+  for (const auto& key : prompt.content_keys) {
+    if (key.position <= last || key.position >= length) {
+      refuse("content_keys: position " + text(key.position) + ", expected ascending positions in [0, " + text(length) +
+             ")");
+    }
+    last = key.position;
+  }
+}
+
+std::vector<Token> Cache::with_content(const Prompt& prompt) const {
+  std::vector<Token> tokens(prompt.tokens.begin(), prompt.tokens.end());
+  for (const auto& key : prompt.content_keys) tokens[key.position] = contents_.find(tokens[key.position], key.content);
+  return tokens;
+}
+
+Match Cache::to_match(const Walk& walk, Position length) const {
+  const auto resumed = walk.resume == nullptr ? 0 : walk.resume->depth;
+  Reason reason = Reason::no_checkpoint;
+  if (walk.matched == 0) {
+    reason = Reason::cold;
+  } else if (resumed == length - 1) {
+    reason = Reason::complete;
+  } else if (walk.checkpoint_at_end) {
+    reason = Reason::remainder;
+  } else if (resumed == walk.matched) {
+    reason = Reason::unknown;
+  }
+  return {resumed, walk.matched, reason, walk.diverged};
+}
+
+Match Cache::match(const Prompt& prompt) const {
+  check_prompt(prompt);
+  const auto length = static_cast<Position>(prompt.tokens.size());
+  const Node* root = tree_.find_root(prompt.salt);
+  if (prompt.content_keys.empty()) return to_match(tree_.walk(root, prompt.tokens, length - 1), length);
+  return to_match(tree_.walk(root, with_content(prompt), length - 1), length);
+}
+
+// ---------------------------------------------------------------- reserve
+
+void Cache::check_breakpoints(const std::vector<Position>& breakpoints, Position length) const {
+  for (const Position position : breakpoints) {
+    if (position < 1 || position > length) {
+      refuse("breakpoints: " + text(position) + ", expected positions in [1, " + text(length) + "]");
+    }
+  }
+}
+
+std::optional<LeaseId> Cache::reserve(const Prompt& prompt, const ReserveOptions& options) {
+  check_prompt(prompt);
+  const auto length = static_cast<Position>(prompt.tokens.size());
+  check_breakpoints(options.breakpoints, length);
+  const auto pages = ceil_div(length + options.max_new_tokens, options_.page_size);
+  if (!arena_.could_ever_satisfy(1, pages)) {
+    refuse("tokens: a prompt of " + text(length) + " and max_new_tokens=" + text(options.max_new_tokens) +
+           " need one slot and " + text(pages) + " pages, more than the empty arena can hold");
+  }
+  const auto keyed = prompt.content_keys.empty() ? std::vector<Token>() : with_content(prompt);
+  const auto walk = tree_.walk(tree_.find_root(prompt.salt),
+                               keyed.empty() ? prompt.tokens : std::span<const Token>(keyed), length - 1);
+  const auto node = make_room_to_resume(prompt.salt, walk.resume, pages);
+  if (!node) {
+    counters_.refused_reserves.add();
+    return std::nullopt;
+  }
+  auto lease = std::make_unique<Lease>();
+  lease->salt = prompt.salt;
+  lease->match = to_match(walk, length);
+  lease->match.length = (*node)->depth;
+  lease->course.prompt_length = length;
+  lease->course.branches = true;
+  if ((*node)->depth > 0) {
+    const Kind kind = (*node)->checkpoint->kind;
+    lease->course.branches = kind != Kind::turn_end && kind != Kind::prompt_end;
+    placement_.used(kind);
+    counters_.restored[index(kind)].add();
+  }
+  resume(*lease, *node, pages);
+  keep_tokens(*lease, prompt);
+  placement_.want(lease->course, lease->match, options.breakpoints);
+  counters_.reserves.add();
+  counters_.tokens_queried.add(length);
+  counters_.tokens_hit.add(lease->match.length);
+  counters_.lost[index(lease->match.reason)].add(length - lease->match.length);
+  const auto id = add_lease(std::move(lease)).id;
+  digest_.mix(kReserve, id);
+  return id;
+}
+
+// Pins the node to resume from and makes room for a live slot and the pages beyond it. A request that is alone may give
+// up its deepest checkpoint for a shallower one, since nobody else will ever make room.
+std::optional<Node*> Cache::make_room_to_resume(const std::string& salt, Node* deepest, Position pages) {
+  for (Node* node = deepest;;) {
+    Node* at = node == nullptr ? tree_.make_root(salt) : node;
+    tree_.pin(at);
+    if (node != nullptr) tree_.pin_checkpoint(node);
+    if (admission_.make_room({1, pages - at->depth / options_.page_size})) return at;
+    if (node != nullptr) tree_.unpin_checkpoint(node);
+    Node* shallower = at->parent;
+    while (shallower != nullptr && !shallower->checkpoint) shallower = shallower->parent;
+    tree_.unpin(at);
+    if (node == nullptr || !leases_.empty()) return std::nullopt;
+    node = shallower;
+  }
+}
+
+// REQUIRES: node (a root, or a node with a checkpoint) is pinned, its checkpoint too, and there is room.
+void Cache::resume(Lease& lease, Node* node, Position pages) {
+  const auto start = node->depth;
+  lease.course.start = lease.course.boundary = lease.committed = lease.computed = start;
+  lease.anchor = node;
+  lease.live = arena_.take_slot();
+  lease.pages = tree_.path_pages(node);
+  lease.owned.assign(lease.pages.size(), false);
+  take_pages(lease, pages);
+  if (start == 0) return;
+  lease.read = node;
+  if (node->checkpoint->tail != kNone)
+    lease.due_tail = {node->checkpoint->tail, lease.pages[start / options_.page_size]};
+  tree_.touch(node);
+}
+
+// Brings the page table to `pages` entries. REQUIRES: room.
+void Cache::take_pages(Lease& lease, Position pages) {
+  while (static_cast<Position>(lease.pages.size()) < pages) {
+    lease.pages.push_back(arena_.take_page(lease.home));
+    lease.owned.push_back(true);
+    lease.new_pages.push_back(lease.pages.back());
+  }
+}
+
+void Cache::keep_tokens(Lease& lease, const Prompt& prompt) {
+  const auto start = lease.course.start;
+  lease.tokens.assign(prompt.tokens.begin() + start, prompt.tokens.end());
+  for (const auto& key : prompt.content_keys) {
+    if (key.position < start) continue;
+    auto& token = lease.tokens[key.position - start];
+    token = contents_.acquire(token, key.content);
+    lease.has_content = true;
+  }
+}
+
+Lease& Cache::add_lease(std::unique_ptr<Lease> lease) {
+  lease->id = next_lease_++;
+  counters_.open_leases.add();
+  return *(leases_[lease->id] = std::move(lease));
+}
+
+void Cache::each_pinned_page(const std::function<void(PageId)>& visit) const {
+  const auto path = [&](const Node* node) {
+    if (node->checkpoint && node->checkpoint->pins > 0 && node->checkpoint->tail != kNone)
+      visit(node->checkpoint->tail);
+    for (; node != nullptr; node = node->parent) std::for_each(node->pages.begin(), node->pages.end(), visit);
+  };
+  for (const auto& [id, lease] : leases_) {
+    std::for_each(lease->pages.begin(), lease->pages.end(), visit);
+    path(lease->anchor);
+    if (lease->read != nullptr) path(lease->read);
+  }
+  for (const auto& [id, pin] : pins_) path(pin.node);
+}
+
+// ---------------------------------------------------------------- fork
+
+std::optional<LeaseId> Cache::fork(LeaseId id) {
+  Lease& parent = open_lease(id);
+  if (parent.step) throw StateError("fork: lease " + text(id) + " has a step that is not committed, expected none");
+  const auto at = parent.committed;
+  const auto tail_page = at % options_.page_size != 0 && parent.due_tail.source == kNone;
+  Node* source = parent.fresh ? parent.anchor : tree_.find(parent.anchor, parent.span(parent.anchor->depth, at));
+  const bool publishes = !parent.fresh && (source == nullptr || !source->checkpoint);
+  const auto pages = static_cast<Position>(parent.pages.size());
+  if (!publishes && at > 0) tree_.pin_checkpoint(source);
+  if (!admission_.make_room({1 + publishes, pages - at / options_.page_size + (publishes && tail_page)})) {
+    if (!publishes && at > 0) tree_.unpin_checkpoint(source);
+    return std::nullopt;
+  }
+  if (publishes) {
+    Publication publication{{}, Kind::fork, arena_.take_slot()};
+    if (tail_page) publication.page = arena_.take_page(parent.home);
+    publish(parent, publication);
+    source = parent.read;
+    tree_.pin_checkpoint(source);
+  }
+  tree_.pin(source);
+  auto child = std::make_unique<Lease>();
+  child->salt = parent.salt;
+  child->match = {at, at, Reason::complete, false};
+  child->course.prompt_length = parent.course.prompt_length;
+  for (const auto& wanted : parent.course.wanted) {
+    if (wanted.position > at) child->course.wanted.push_back(wanted);
+  }
+  resume(*child, source, pages);
+  const auto rest = parent.span(at, parent.course.start + static_cast<Position>(parent.tokens.size()));
+  child->tokens.assign(rest.begin(), rest.end());
+  child->has_content = parent.has_content;
+  if (child->has_content) contents_.acquire(rest);
+  counters_.forks.add();
+  const auto child_id = add_lease(std::move(child)).id;
+  digest_.mix(kFork, child_id);
+  return child_id;
+}
+
+// ---------------------------------------------------------------- pins, clear
+
+std::optional<PinId> Cache::pin(const Prompt& prompt) {
+  check_prompt(prompt);
+  const auto keyed = with_content(prompt);
+  const auto walk = tree_.walk(tree_.find_root(prompt.salt), keyed, static_cast<Position>(keyed.size()));
+  if (walk.resume == nullptr) return std::nullopt;
+  tree_.pin(walk.resume);
+  tree_.pin_checkpoint(walk.resume);
+  pins_[next_pin_] = {walk.resume};
+  counters_.pins.add();
+  return next_pin_++;
+}
+
+Position Cache::pinned_length(PinId id) const {
+  const auto it = pins_.find(id);
+  if (it == pins_.end()) throw StateError("pin: number " + text(id) + " is released, a held one was expected");
+  return it->second.node->depth;
+}
+
+void Cache::release(PinId id) {
+  pinned_length(id);
+  Node* node = pins_.at(id).node;
+  pins_.erase(id);
+  tree_.unpin_checkpoint(node);
+  tree_.unpin(node);
+  counters_.pins.add(-1);
+}
+
+std::int64_t Cache::clear(const std::optional<std::string>& salt) {
+  const auto before = tree_.checkpoints();
+  for (Node* node : eviction_.all()) {
+    const Node* root = node;
+    while (root->parent != nullptr) root = root->parent;
+    if (!salt || *root->salt == *salt) eviction_.evict(node);
+  }
+  return before - tree_.checkpoints();
+}
+
+std::int64_t Cache::cached_bytes() const {
+  return arena_.counted_pages() * options_.page_bytes + tree_.checkpoints() * options_.slot_bytes;
+}
+
+void Cache::trim_to_cap() {
+  if (options_.max_cached_bytes < 0) return;
+  while (cached_bytes() > options_.max_cached_bytes && eviction_.unpinned() > 0)
+    eviction_.evict(eviction_.lowest(Eviction::kAnyRank, false));
+}
+
+std::vector<std::pair<std::string, std::int64_t>> Cache::stats() const {
+  const auto& c = counters_;
+  std::vector<std::pair<std::string, std::int64_t>> stats = {{"reserves", c.reserves.get()},
+                                                             {"refused_reserves", c.refused_reserves.get()},
+                                                             {"launches", c.launches.get()},
+                                                             {"refused_launches", c.refused_launches.get()},
+                                                             {"commits", c.commits.get()},
+                                                             {"closes", c.closes.get()},
+                                                             {"forks", c.forks.get()},
+                                                             {"tokens_queried", c.tokens_queried.get()},
+                                                             {"tokens_hit", c.tokens_hit.get()},
+                                                             {"tokens_committed", c.tokens_committed.get()},
+                                                             {"extra_passes", c.extra_passes.get()},
+                                                             {"dropped_checkpoints", c.dropped_checkpoints.get()},
+                                                             {"duplicate_checkpoints", c.duplicate_checkpoints.get()},
+                                                             {"open_leases", c.open_leases.get()},
+                                                             {"resting_leases", c.resting_leases.get()},
+                                                             {"pins", c.pins.get()},
+                                                             {"nodes", tree_.nodes()},
+                                                             {"checkpoints", tree_.checkpoints()},
+                                                             {"tree_pages", arena_.counted_pages()},
+                                                             {"taken_pages", arena_.taken_pages()},
+                                                             {"taken_slots", arena_.taken_slots()},
+                                                             {"cached_bytes", cached_bytes()}};
+  for (int kind = 0; kind < kKinds; ++kind) {
+    const std::string suffix = kKindNames[kind];
+    stats.emplace_back("published_" + suffix, c.published[kind].get());
+    stats.emplace_back("restored_" + suffix, c.restored[kind].get());
+    stats.emplace_back("evicted_" + suffix, eviction_.evicted(static_cast<Kind>(kind)));
+  }
+  for (int reason = 0; reason < kReasons; ++reason)
+    stats.emplace_back(std::string("lost_") + kReasonNames[reason], c.lost[reason].get());
+  return stats;
+}
+
+}  // namespace hybridcache

@@ -1,0 +1,159 @@
+// The cache: the only door to the core. It owns the arena, the tree and the leases, and carries out the life of a
+// request:
+//
+//   reserve -> [ launch -> collect -> applied -> commit ]* -> close           0 <= start <= committed <= computed <=
+//   capacity
+//
+// Every call first checks its arguments, then takes what can run out, then changes, then publishes. "No room" is a
+// value without side effects; std::invalid_argument and StateError are the caller's mistakes, raised before anything
+// changed; InvariantError is ours.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "admission.h"
+#include "arena.h"
+#include "eviction.h"
+#include "lease.h"
+#include "placement.h"
+#include "tree.h"
+
+namespace hybridcache {
+
+struct ContentKey {
+  Position position;
+  std::string content;
+};
+
+struct Prompt {
+  std::span<const Token> tokens;  // >= 0
+  std::string salt;
+  std::vector<ContentKey> content_keys;  // positions ascending
+};
+
+struct ReserveOptions {
+  std::vector<Position> breakpoints;
+  Position max_new_tokens = 0;
+};
+
+struct PinHandle {
+  Node* node;
+};
+
+struct Counters {
+  Counter reserves, refused_reserves, launches, refused_launches, commits, closes, forks, extra_passes;
+  Counter tokens_queried, tokens_hit, tokens_committed, dropped_checkpoints, duplicate_checkpoints;
+  Counter published[kKinds], restored[kKinds], lost[kReasons];
+  Counter open_leases, resting_leases, pins, salts;
+};
+
+class Cache {
+ public:
+  explicit Cache(const Options& options);
+
+  // How far the prompt is known and how far it could resume. Changes nothing (I9). One memcmp pass over the tokens.
+  Match match(const Prompt& prompt) const;
+
+  // A lease on the prompt, all of its pages taken; nullopt: no room now. Throws if an empty arena could not hold it.
+  std::optional<LeaseId> reserve(const Prompt& prompt, const ReserveOptions& options);
+
+  // One step of at most counts[i] tokens for each lease; nullopt where there is no room. A caller's mistake refuses the
+  // whole batch.
+  std::vector<std::optional<Step>> launch(std::span<const LeaseId> leases, std::span<const Position> counts);
+
+  // What the launched steps need copied and zeroed. REQUIRES: no plan pending. It stays pending until applied().
+  Plan collect();
+  void applied(std::int64_t plan);
+
+  // The ids that each lease's open step has read beyond its prompt, lease after lease.
+  void commit(std::span<const LeaseId> leases, std::span<const Token> tokens);
+
+  std::optional<LeaseId> fork(LeaseId lease);
+  void close(LeaseId lease, Keep keep, bool discard);
+
+  // Keeps the deepest checkpoint of the prompt, and with it the path, until released; nullopt if there is none.
+  std::optional<PinId> pin(const Prompt& prompt);
+  Position pinned_length(PinId pin) const;
+  void release(PinId pin);
+  // Drops every unpinned checkpoint, of one salt or of all; returns how many.
+  std::int64_t clear(const std::optional<std::string>& salt);
+
+  // Re-derives the invariants in O(n); throws InvariantError with the tree printed.
+  void check() const;
+  std::string dump() const;
+  std::uint64_t digest() const { return digest_.value(); }
+  std::vector<std::pair<std::string, std::int64_t>> stats() const;
+
+  const Options& options() const { return options_; }
+  const Arena& arena() const { return arena_; }
+  const Lease& lease(LeaseId id) const;
+
+ private:
+  friend class Checker;
+  enum Event : std::uint64_t { kReserve = 32, kLaunch, kCommit, kClose, kFork };
+
+  // What a commit, a fork or a close is about to publish, with what that takes already in hand.
+  struct Publication {
+    std::vector<InnerCheckpoint> inner;  // ascending
+    std::optional<Kind> kind;            // of the checkpoint at `committed`, if there is one
+    SlotId slot = kNone;                 // the lease's next live slot, kNone at a close
+    PageId page = kNone;                 // the lease's next copy of the page that is cut, kNone if it needs none
+  };
+
+  // cache.cpp
+  std::vector<Token> with_content(const Prompt& prompt) const;
+  void check_prompt(const Prompt& prompt) const;
+  void check_breakpoints(const std::vector<Position>& breakpoints, Position length) const;
+  Match to_match(const Walk& walk, Position length) const;
+  Lease& open_lease(LeaseId id);
+  Lease& add_lease(std::unique_ptr<Lease> lease);
+  std::optional<Node*> make_room_to_resume(const std::string& salt, Node* deepest, Position pages);
+  void resume(Lease& lease, Node* node, Position pages);
+  void keep_tokens(Lease& lease, const Prompt& prompt);
+  void take_pages(Lease& lease, Position pages);
+  void each_pinned_page(const std::function<void(PageId)>& visit) const;
+
+  // steps.cpp
+  void check_launch(const Lease& lease, Position count) const;
+  void check_commit(const Lease& lease) const;
+  Position step_limit(const Lease& lease, Position count) const;
+  std::optional<Step> launch_one(Lease& lease, Position count);
+  void acquire_inner(OpenStep& step, const std::vector<Wanted>& inner);
+  void book(Lease& lease, OpenStep& step);
+  void commit_one(Lease& lease, std::span<const Token> tokens);
+  Publication to_publish(const Lease& lease, const OpenStep& step);
+  void acquire_page_for_inner(Lease& lease, Publication& publication);
+  void acquire_for_boundary(Lease& lease, Publication& publication);
+  void publish(Lease& lease, Publication publication);
+  PageId cut_page(Lease& lease, PageId replacement);
+  Node* attach(Lease& lease, Node* node, SlotId slot, Kind kind);
+  void release_read(Lease& lease);
+  bool known_checkpoint(const Lease& lease, Position position) const;
+  void let_go(Lease& lease);
+  void trim_to_cap();
+  std::int64_t cached_bytes() const;
+
+  const Options options_;
+  Digest digest_;
+  Arena arena_;
+  ContentTable contents_;
+  Tree tree_;
+  Eviction eviction_;
+  Admission admission_;
+  Placement placement_;
+  std::map<LeaseId, std::unique_ptr<Lease>> leases_;  // open and resting
+  std::map<PinId, PinHandle> pins_;
+  LeaseId next_lease_ = 1;
+  PinId next_pin_ = 1;
+  std::int64_t next_plan_ = 1;
+  Plan pending_;                   // collected and not yet applied; number 0: none
+  std::vector<LeaseId> launched_;  // since the last plan, in launch order
+  Counters counters_;
+};
+
+}  // namespace hybridcache

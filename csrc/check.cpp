@@ -1,0 +1,265 @@
+#include "check.h"
+
+#include <algorithm>
+
+namespace hybridcache {
+
+namespace {
+std::string text(std::int64_t value) {
+  return std::to_string(value);
+}
+
+std::string hex(const std::string& bytes) {
+  static constexpr char kDigits[] = "0123456789abcdef";
+  std::string out;
+  for (const unsigned char byte : bytes) out += {kDigits[byte >> 4], kDigits[byte & 15]};
+  return out;
+}
+}  // namespace
+
+void Cache::check() const {
+  Checker(*this).check();
+}
+std::string Cache::dump() const {
+  return Checker(*this).dump();
+}
+
+void Checker::require(bool holds, const std::string& invariant, const std::string& what) const {
+  if (!holds) throw InvariantError(invariant + ": " + what + "\n" + dump());
+}
+
+void Checker::check() {
+  pages_.assign(cache_.arena_.num_pages(), {});
+  slots_.assign(cache_.arena_.num_slots(), {});
+  for (const auto& [id, lease] : cache_.leases_) visit_lease(*lease);
+  for (const auto& [id, pin] : cache_.pins_) {
+    ++node_pins_[pin.node];
+    ++checkpoint_pins_[pin.node];
+  }
+  visit_tree();
+  check_pins();
+  check_partition();
+  check_slabs();
+  check_pending();
+}
+
+// ---------------------------------------------------------------- the tree
+
+void Checker::visit_tree() {
+  std::vector<const Node*> left;
+  for (const auto& [salt, root] : cache_.tree_.roots()) {
+    require(root->salt != nullptr && *root->salt == salt && root->parent == nullptr && root->depth == 0, "I8",
+            "a root does not belong to its salt");
+    require(!root->children.empty() || root->pins > 0, "I1", "an empty root stays");
+    left.push_back(root);
+  }
+  while (!left.empty()) {
+    const Node* node = left.back();
+    left.pop_back();
+    nodes_.push_back(node);
+    visit_node(*node);
+    for (const auto& [first, child] : node->children) {
+      require(child->parent == node && !child->edge.empty() && child->edge.front() == first, "I2",
+              "a child is not where its first token says");
+      left.push_back(child);
+    }
+  }
+  require(static_cast<std::int64_t>(nodes_.size()) == cache_.tree_.nodes(), "I1", "nodes are lost");
+  require(checkpoints_ == cache_.tree_.checkpoints(), "I1", "checkpoints are lost");
+  require(unpinned_ == cache_.eviction_.unpinned(), "I7",
+          "the order of eviction holds something else than the unpinned checkpoints");
+}
+
+void Checker::visit_node(const Node& node) {
+  const auto page_size = cache_.options_.page_size;
+  const auto by_token = [](const auto& a, const auto& b) { return a.first < b.first; };
+  require(std::is_sorted(node.children.begin(), node.children.end(), by_token), "I7", "children are not in order");
+  if (node.parent != nullptr) {
+    require(node.begin() == node.parent->depth, "I2", "a node does not begin where its parent ends");
+    require(node.checkpoint || node.pins > 0 || node.children.size() > 1, "I1",
+            "a node without a support stays at depth " + text(node.depth));
+  }
+  require(static_cast<Position>(node.pages.size()) == node.depth / page_size - node.begin() / page_size, "I11",
+          "a node at depth " + text(node.depth) + " does not own the pages whose last token it holds");
+  for (const PageId page : node.pages) ++pages_[page].tree;
+  for (const Token token : node.edge) {
+    if (token < 0) ++content_users_[token];
+    require(token >= 0 || node.has_content, "I8", "a node does not know of its content");
+  }
+  if (node.checkpoint) visit_checkpoint(node);
+}
+
+void Checker::visit_checkpoint(const Node& node) {
+  const auto& checkpoint = *node.checkpoint;
+  ++checkpoints_;
+  unpinned_ += checkpoint.pins == 0;
+  require(node.depth > 0, "I2", "a checkpoint at position 0");
+  require((checkpoint.tail != kNone) == (node.depth % cache_.options_.page_size != 0), "I11",
+          "a checkpoint at " + text(node.depth) + " has KV of another length");
+  require(cache_.eviction_.places(node), "I7",
+          "a checkpoint at " + text(node.depth) + " has the wrong place in the order of eviction");
+  ++slots_[checkpoint.slot].tree;
+  if (checkpoint.tail != kNone) ++pages_[checkpoint.tail].tree;
+}
+
+// ---------------------------------------------------------------- leases
+
+void Checker::visit_lease(const Lease& lease) {
+  const std::string who = "lease " + text(lease.id);
+  const auto page_size = cache_.options_.page_size;
+  const auto& course = lease.course;
+  require(0 <= course.start && course.start <= lease.committed && lease.committed <= lease.computed &&
+              lease.computed <= lease.capacity(page_size),
+          "I4", who + " has its cursors out of order");
+  require(course.start < course.prompt_length || lease.match.length == course.start, "I3",
+          who + " has nothing left to compute");
+  require(lease.step.has_value() == (lease.computed > lease.committed), "I4",
+          who + " has computed what no step covers");
+  require(course.start + static_cast<Position>(lease.tokens.size()) == std::max(lease.committed, course.prompt_length),
+          "I4", who + " knows tokens that were not read");
+  const auto edge = lease.committed / page_size * page_size;
+  require(lease.anchor->depth == std::max(edge, course.boundary), "I4",
+          who + " is anchored elsewhere than what it committed");
+  ++node_pins_[lease.anchor];
+  if (lease.read != nullptr) ++checkpoint_pins_[lease.read];
+  if (lease.live != kNone) ++slots_[lease.live].lease;
+  for (const auto& inner : lease.step ? lease.step->checkpoints : std::vector<InnerCheckpoint>())
+    ++slots_[inner.slot].lease;
+  for (const Token token : lease.tokens) {
+    if (token < 0) ++content_users_[token];
+  }
+  visit_page_table(lease);
+}
+
+void Checker::visit_page_table(const Lease& lease) {
+  const std::string who = "lease " + text(lease.id);
+  const auto written_from = lease.committed / cache_.options_.page_size;
+  for (std::size_t i = 0; i < lease.pages.size(); ++i) {
+    const auto number = static_cast<Position>(i);
+    pages_[lease.pages[i]].lease += lease.owned[i];
+    require(lease.owned[i] || number < written_from, "I5",
+            who + " may write page " + text(number) + " of its table, which is not its own");
+    require(lease.owned[i] || cache_.tree_.path_page(lease.anchor, number) == lease.pages[i], "I11",
+            who + " reads page " + text(number) + " from elsewhere than its path");
+  }
+}
+
+void Checker::check_pins() const {
+  for (const Node* node : nodes_) {
+    const auto pins = node_pins_.find(node);
+    require(node->pins == (pins == node_pins_.end() ? 0 : pins->second), "I1",
+            "a node at " + text(node->depth) + " has pins that nobody holds");
+    const auto reads = checkpoint_pins_.find(node);
+    const int expected = reads == checkpoint_pins_.end() ? 0 : reads->second;
+    require((node->checkpoint ? node->checkpoint->pins : 0) == expected, "I5",
+            "a checkpoint at " + text(node->depth) + " has pins that nobody holds");
+  }
+  std::int64_t pairs = 0;
+  for (const auto& [token, users] : content_users_) {
+    ++pairs;
+    require(cache_.contents_.users(token) == users, "I8", "a (token, content) pair is miscounted");
+  }
+  require(static_cast<std::int64_t>(cache_.contents_.size()) == pairs, "I8",
+          "a (token, content) pair stays that nobody uses");
+}
+
+// ---------------------------------------------------------------- the arena
+
+void Checker::check_partition() const {
+  const Arena& arena = cache_.arena_;
+  for (PageId page = 0; page < arena.num_pages(); ++page) {
+    const auto& owners = pages_[page];
+    const std::string who = "page " + text(page);
+    require(owners.lease + (owners.tree > 0) <= 1, "I1", who + " has two owners");
+    require(owners.tree == arena.page_count(page), "I1",
+            who + " is counted " + text(arena.page_count(page)) + " times, found " + text(owners.tree));
+    require(arena.page_taken(page) == (owners.lease + owners.tree > 0), "I1",
+            who + " is taken and nobody's, or free and somebody's");
+  }
+  for (SlotId slot = 0; slot < arena.num_slots(); ++slot) {
+    const auto owners = slots_[slot].lease + slots_[slot].tree;
+    require(owners <= 1 && arena.slot_taken(slot) == (owners == 1), "I1",
+            "slot " + text(slot) + " has " + text(owners) + " owners");
+  }
+}
+
+void Checker::check_slabs() const {
+  const Arena& arena = cache_.arena_;
+  std::int64_t taken = 0, free_slabs = 0;
+  for (std::int32_t slab = 0; slab < arena.page_slabs(); ++slab) {
+    std::int64_t used = 0;
+    for (auto page = slab * arena.pages_per_slab(); page < slab * arena.pages_per_slab() + arena.capacity(slab); ++page)
+      used += arena.page_taken(static_cast<PageId>(page));
+    const bool slot = !arena.fixed() && arena.slot_taken(slab);
+    require(arena.holds_pages(slab) == (used > 0) && !(slot && used > 0), "I1",
+            "slab " + text(slab) + " plays two roles");
+    taken += used;
+    free_slabs += !slot && used == 0;
+  }
+  require(taken == arena.taken_pages() && free_slabs == arena.free_slabs(), "I1", "pages or slabs are lost");
+}
+
+// What a pending plan names is in use.
+void Checker::check_pending() const {
+  const auto taken_slot = [&](SlotId slot) {
+    require(cache_.arena_.slot_taken(slot), "I10", "a pending plan names the free slot " + text(slot));
+  };
+  const auto taken_page = [&](PageId page) {
+    require(cache_.arena_.page_taken(page), "I10", "a pending plan names the free page " + text(page));
+  };
+  const Plan& plan = cache_.pending_;
+  for (const SlotId slot : plan.zero_slots) taken_slot(slot);
+  for (const PageId page : plan.zero_pages) taken_page(page);
+  for (const auto& copy : plan.copy_slots) taken_slot(copy.source), taken_slot(copy.destination);
+  for (const auto& copy : plan.copy_pages) taken_page(copy.source), taken_page(copy.destination);
+}
+
+// ---------------------------------------------------------------- printing
+
+void Checker::print_node(std::string& out, const Node& node, int indent) const {
+  out += std::string(2 * indent, ' ') + "[" + text(node.begin()) + ", " + text(node.depth) + ")";
+  for (std::size_t i = 0; i < std::min<std::size_t>(node.edge.size(), 8); ++i)
+    out += (i == 0 ? " tokens " : " ") + text(node.edge[i]);
+  if (node.edge.size() > 8) out += " ...";
+  out += " pages " + text(static_cast<std::int64_t>(node.pages.size()));
+  if (node.pins > 0) out += " pins " + text(node.pins);
+  if (node.checkpoint) {
+    const auto& checkpoint = *node.checkpoint;
+    out += std::string(" * ") + name(checkpoint.kind) + " slot " + text(checkpoint.slot);
+    if (checkpoint.tail != kNone) out += " tail " + text(checkpoint.tail);
+    out += " tick " + text(static_cast<std::int64_t>(checkpoint.tick)) + (checkpoint.superseded ? " superseded" : "");
+    if (checkpoint.pins > 0) out += " pinned " + text(checkpoint.pins);
+  }
+  out += "\n";
+}
+
+void Checker::print_lease(std::string& out, const Lease& lease) const {
+  out += "lease " + text(lease.id) + (lease.resting ? " resting" : "") + " start " + text(lease.course.start) +
+         " committed " + text(lease.committed) + " computed " + text(lease.computed) + " prompt " +
+         text(lease.course.prompt_length) + " boundary " + text(lease.course.boundary) + " live " + text(lease.live) +
+         (lease.fresh ? " fresh" : "") + " pages";
+  for (std::size_t i = 0; i < lease.pages.size(); ++i) out += " " + text(lease.pages[i]) + (lease.owned[i] ? "o" : "");
+  out += "\n";
+}
+
+std::string Checker::dump() const {
+  const Arena& arena = cache_.arena_;
+  std::string out = "pages " + text(arena.taken_pages()) + " of " + text(arena.num_pages()) + " taken, slots " +
+                    text(arena.taken_slots()) + " of " + text(arena.num_slots()) + ", free slabs " +
+                    text(arena.free_slabs()) + ", checkpoints " + text(cache_.tree_.checkpoints()) + "\n";
+  for (const auto& [salt, root] : cache_.tree_.roots()) {
+    out += "salt '" + hex(salt) + "'\n";
+    std::vector<std::pair<const Node*, int>> left = {{root, 1}};
+    while (!left.empty()) {
+      const auto [node, indent] = left.back();
+      left.pop_back();
+      if (node->parent != nullptr) print_node(out, *node, indent);
+      for (auto child = node->children.rbegin(); child != node->children.rend(); ++child)
+        left.push_back({child->second, indent + 1});
+    }
+  }
+  for (const auto& [id, lease] : cache_.leases_) print_lease(out, *lease);
+  return out;
+}
+
+}  // namespace hybridcache

@@ -1,0 +1,48 @@
+// Re-derives every invariant from scratch, and prints what there is. Reads everything, changes nothing.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "cache.h"
+
+namespace hybridcache {
+
+class Checker {
+ public:
+  explicit Checker(const Cache& cache) : cache_(cache) {}
+
+  // Throws InvariantError that names the invariant and prints the tree. O(pages + slots + nodes + leases).
+  void check();
+  // Salts, nodes with what they hold, leases, and the arena, as indented text.
+  std::string dump() const;
+
+ private:
+  struct Owners {
+    int tree = 0;  // node and tails
+    int lease = 0;
+  };
+
+  void require(bool holds, const std::string& invariant, const std::string& what) const;
+  void visit_tree();
+  void visit_node(const Node& node);
+  void visit_checkpoint(const Node& node);
+  void visit_lease(const Lease& lease);
+  void visit_page_table(const Lease& lease);
+  void check_pins() const;
+  void check_partition() const;
+  void check_slabs() const;
+  void check_pending() const;
+  void print_node(std::string& out, const Node& node, int indent) const;
+  void print_lease(std::string& out, const Lease& lease) const;
+
+  const Cache& cache_;
+  std::vector<Owners> pages_, slots_;
+  std::map<const Node*, int> node_pins_, checkpoint_pins_;
+  std::vector<const Node*> nodes_;
+  std::map<Token, std::int64_t> content_users_;
+  std::int64_t unpinned_ = 0, checkpoints_ = 0;
+};
+
+}  // namespace hybridcache

@@ -1,0 +1,68 @@
+// Where checkpoints go: the boundaries that a prefill wants, where a step is cut for them, and what a commit finds
+// worth keeping. It counts how often each kind was reused, and stops making what this traffic never uses. It owns those
+// counters and nothing else.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "types.h"
+
+namespace hybridcache {
+
+struct Wanted {
+  Position position;
+  Kind kind;
+};
+
+// What placement needs to know of a lease.
+struct Course {
+  Position prompt_length = 0;
+  Position start = 0;
+  Position boundary = 0;       // the last position restored or published
+  bool branches = false;       // a first-time prompt, not the next turn of a conversation
+  std::vector<Wanted> wanted;  // sorted by position, one kind each
+};
+
+struct Cut {
+  Position end;               // of the step
+  std::optional<Kind> kind;   // of the boundary at end, if one is wanted there
+  std::vector<Wanted> inner;  // boundaries strictly inside the step
+  bool extra_pass = false;    // end was moved: one forward pass more
+  bool asked_cut = false;     // the kind `cut` was asked for; counted by taken()
+};
+
+class Placement {
+ public:
+  explicit Placement(const Options& options) : options_(options) {}
+
+  // Fills course.wanted when a prompt has been matched.
+  void want(Course& course, const Match& match, std::span<const Position> breakpoints);
+  // Where a step [begin, end) really ends. Changes nothing: a launch may still find no room.
+  Cut cut(const Course& course, Position begin, Position end) const;
+  void taken(const Cut& cut) { asked_[index(Kind::cut)] += cut.asked_cut; }
+  // The kind of the boundary that a step [begin, end) leaves at its end, if any.
+  std::optional<Kind> boundary_at(const Course& course, const std::optional<Kind>& remembered, Position begin,
+                                  Position end);
+
+  void made(Kind kind);
+  void used(Kind kind) { ++used_[index(kind)]; }
+
+ private:
+  static constexpr Position kCutGap = 8;  // a resend computes these; templates drop fewer tokens than that
+  static constexpr std::int64_t kTrial =
+      16;  // so many are made before a kind has to show its use, and one in so many after
+  static constexpr std::int64_t kWorth = 8;     // one reuse pays for so many
+  static constexpr std::int64_t kMemory = 256;  // made and used are halved there
+
+  bool would_enable(Kind kind) const;
+  bool enabled(Kind kind);
+  Position effective(Position begin, Position end, Position wanted) const;
+  void add_interior(Course& course);
+
+  const Options options_;
+  std::int64_t made_[kKinds] = {}, used_[kKinds] = {}, asked_[kKinds] = {};
+};
+
+}  // namespace hybridcache

@@ -1,0 +1,305 @@
+#include "tree.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace hybridcache {
+
+namespace {
+enum Event : std::uint64_t { kAttach = 16, kDetach, kTouch, kSupersede };
+
+// Length of the common prefix: memcmp over strides, then token by token in the stride that differs.
+std::size_t common_prefix(const Token* a, const Token* b, std::size_t n) {
+  constexpr std::size_t kStride = 1024;
+  std::size_t i = 0;
+  while (i + kStride <= n && std::memcmp(a + i, b + i, kStride * sizeof(Token)) == 0) i += kStride;
+  return i + (std::mismatch(a + i, a + std::min(n, i + kStride), b + i).first - (a + i));
+}
+
+auto child_position(auto& children, Token first) {
+  return std::lower_bound(children.begin(), children.end(), first,
+                          [](const auto& child, Token token) { return child.first < token; });
+}
+}  // namespace
+
+// ---------------------------------------------------------------- content
+
+Token ContentTable::find(Token token, const std::string& content) const {
+  const auto it = ids_.find({token, content});
+  return it == ids_.end() ? kUnknown : it->second;
+}
+
+Token ContentTable::acquire(Token token, const std::string& content) {
+  const auto [it, inserted] = ids_.try_emplace({token, content}, kUnknown);
+  if (inserted) {
+    if (free_.empty()) {
+      entries_.push_back({});
+      free_.push_back(-static_cast<Token>(entries_.size()));
+    }
+    it->second = free_.back();
+    free_.pop_back();
+    entries_[slot(it->second)] = {&it->first, 0};
+  }
+  ++entries_[slot(it->second)].users;
+  return it->second;
+}
+
+void ContentTable::acquire(std::span<const Token> tokens) {
+  for (const Token token : tokens) {
+    if (token < 0) ++entries_[slot(token)].users;
+  }
+}
+
+void ContentTable::release(std::span<const Token> tokens) {
+  for (const Token token : tokens) {
+    if (token >= 0 || --entries_[slot(token)].users > 0) continue;
+    ids_.erase(Key(*entries_[slot(token)].key));
+    free_.push_back(token);
+  }
+}
+
+// ---------------------------------------------------------------- reading
+
+Node* Tree::find_root(const std::string& salt) const {
+  const auto it = roots_.find(salt);
+  return it == roots_.end() ? nullptr : it->second;
+}
+
+Node* Tree::find_child(const Node* node, Token first) const {
+  const auto it = child_position(node->children, first);
+  return it != node->children.end() && it->first == first ? it->second : nullptr;
+}
+
+Walk Tree::walk(const Node* root, std::span<const Token> tokens, Position limit) const {
+  Walk walk;
+  const auto length = static_cast<Position>(tokens.size());
+  for (const Node* node = root; node != nullptr;) {
+    if (node->checkpoint && node->depth <= limit) walk.resume = const_cast<Node*>(node);
+    if (walk.matched == length) {
+      walk.checkpoint_at_end = node->checkpoint.has_value();
+      break;
+    }
+    const Node* child = find_child(node, tokens[walk.matched]);
+    if (child == nullptr) {
+      walk.diverged = !node->children.empty();
+      break;
+    }
+    const auto rest = std::min(child->edge.size(), static_cast<std::size_t>(length - walk.matched));
+    const auto common = common_prefix(child->edge.data(), tokens.data() + walk.matched, rest);
+    walk.matched += static_cast<Position>(common);
+    if (common < child->edge.size()) {  // the walk must not go on into this child's children
+      walk.diverged = walk.matched < length;
+      break;
+    }
+    node = child;
+  }
+  return walk;
+}
+
+Node* Tree::find(Node* from, std::span<const Token> tokens) const {
+  while (from != nullptr && !tokens.empty()) {
+    from = find_child(from, tokens.front());
+    if (from == nullptr || from->edge.size() > tokens.size()) return nullptr;
+    if (std::memcmp(from->edge.data(), tokens.data(), from->edge.size() * sizeof(Token)) != 0) return nullptr;
+    tokens = tokens.subspan(from->edge.size());
+  }
+  return from;
+}
+
+Node* Tree::ancestor_at(Node* node, Position depth) {
+  while (node->depth > depth) node = node->parent;
+  return node->depth == depth ? node : nullptr;
+}
+
+PageId Tree::path_page(const Node* node, Position number) const {
+  while (node->begin() / page_size_ > number) node = node->parent;
+  return node->pages.at(number - node->begin() / page_size_);
+}
+
+std::vector<PageId> Tree::path_pages(const Node* node) const {
+  std::vector<PageId> pages(node->depth / page_size_);
+  for (; node->parent != nullptr; node = node->parent)
+    std::copy(node->pages.begin(), node->pages.end(), pages.begin() + node->begin() / page_size_);
+  return pages;
+}
+
+// ---------------------------------------------------------------- growing
+
+Node* Tree::make_root(const std::string& salt) {
+  const auto [it, inserted] = roots_.try_emplace(salt, nullptr);
+  if (inserted) {
+    it->second = new Node;
+    it->second->salt = &it->first;
+    nodes_.add();
+  }
+  return it->second;
+}
+
+void Tree::add_child(Node* parent, Node* child) {
+  child->parent = parent;
+  parent->children.insert(child_position(parent->children, child->edge.front()), {child->edge.front(), child});
+  if (parent->children.size() == 1) leaf_changed(parent);
+}
+
+Node* Tree::make_leaf(Node* parent, std::span<const Token> edge, std::span<const PageId> table,
+                      std::vector<bool>& owned) {
+  auto* leaf = new Node;
+  leaf->edge.assign(edge.begin(), edge.end());
+  leaf->depth = parent->depth + static_cast<Position>(edge.size());
+  leaf->has_content = std::any_of(edge.begin(), edge.end(), [](Token token) { return token < 0; });
+  if (leaf->has_content) contents_.acquire(edge);
+  for (auto page = parent->depth / page_size_; page < leaf->depth / page_size_; ++page) {
+    ensure(owned[page], "a page joins the tree that its lease does not own");
+    owned[page] = false;
+    arena_.count_page(table[page]);
+    leaf->pages.push_back(table[page]);
+  }
+  nodes_.add();
+  add_child(parent, leaf);
+  return leaf;
+}
+
+// The upper part becomes a new node; `node` keeps its identity, its checkpoint, its pins and the lower part.
+Node* Tree::split(Node* node, Position at) {
+  auto* upper = new Node;
+  const auto cut = static_cast<std::size_t>(at - node->begin());
+  const auto pages = static_cast<std::size_t>(at / page_size_ - node->begin() / page_size_);
+  upper->depth = at;
+  upper->has_content = node->has_content;
+  upper->edge.assign(node->edge.begin(), node->edge.begin() + cut);
+  upper->pages.assign(node->pages.begin(), node->pages.begin() + pages);
+  upper->parent = node->parent;
+  child_position(node->parent->children, upper->edge.front())->second = upper;
+  node->edge.erase(node->edge.begin(), node->edge.begin() + cut);
+  node->pages.erase(node->pages.begin(), node->pages.begin() + pages);
+  node->parent = upper;
+  upper->children.push_back({node->edge.front(), node});
+  nodes_.add();
+  return upper;
+}
+
+Node* Tree::extend(Node* from, std::span<const Token> tokens, std::span<const PageId> table, std::vector<bool>& owned) {
+  while (!tokens.empty()) {
+    Node* child = find_child(from, tokens.front());
+    if (child == nullptr) return make_leaf(from, tokens, table, owned);
+    const auto common = common_prefix(child->edge.data(), tokens.data(), std::min(child->edge.size(), tokens.size()));
+    from = common < child->edge.size() ? split(child, child->begin() + static_cast<Position>(common)) : child;
+    tokens = tokens.subspan(common);
+  }
+  return from;
+}
+
+// ---------------------------------------------------------------- shrinking
+
+void Tree::settle(Node* node) {
+  while (node->parent != nullptr) {
+    if (node->checkpoint || node->pins > 0 || node->children.size() > 1) return;
+    if (node->children.size() == 1) return merge_into_child(node);
+    Node* parent = node->parent;
+    remove_leaf(node);
+    node = parent;
+  }
+  if (node->children.empty() && node->pins == 0) remove_root(node);
+}
+
+void Tree::remove_leaf(Node* node) {
+  Node* parent = node->parent;
+  if (node->has_content) contents_.release(node->edge);
+  parent->children.erase(child_position(parent->children, node->edge.front()));
+  if (parent->children.empty()) leaf_changed(parent);
+  for (const PageId page : node->pages) arena_.uncount_page(page);
+  nodes_.add(-1);
+  delete node;
+}
+
+void Tree::remove_root(Node* root) {
+  roots_.erase(roots_.find(*root->salt));
+  nodes_.add(-1);
+  delete root;
+}
+
+// The child keeps its identity and takes the buffers of the node above it: O(child), however long the path.
+void Tree::merge_into_child(Node* node) {
+  Node* child = node->children.front().second;
+  node->edge.insert(node->edge.end(), child->edge.begin(), child->edge.end());
+  node->pages.insert(node->pages.end(), child->pages.begin(), child->pages.end());
+  child->edge = std::move(node->edge);
+  child->pages = std::move(node->pages);
+  child->has_content |= node->has_content;
+  child->parent = node->parent;
+  child_position(node->parent->children, child->edge.front())->second = child;
+  nodes_.add(-1);
+  delete node;
+}
+
+Tree::~Tree() {
+  std::vector<Node*> left;
+  for (const auto& [salt, root] : roots_) left.push_back(root);
+  while (!left.empty()) {  // not recursive: a path may be as deep as it is long
+    Node* node = left.back();
+    left.pop_back();
+    for (const auto& [first, child] : node->children) left.push_back(child);
+    delete node;
+  }
+}
+
+// ---------------------------------------------------------------- pins and checkpoints
+
+void Tree::unpin(Node* node) {
+  ensure(node->pins > 0, "unpin of a node without a pin");
+  if (--node->pins == 0) settle(node);
+}
+
+void Tree::attach(Node* node, Position position, const Checkpoint& checkpoint) {
+  ensure(position == node->depth && position > 0 && !node->checkpoint,
+         "a checkpoint joins a node of another depth, or a second one");
+  node->checkpoint = checkpoint;
+  node->checkpoint->tick = ++tick_;
+  if (checkpoint.tail != kNone) arena_.count_page(checkpoint.tail);
+  checkpoints_.add();
+  digest_.mix(kAttach, (static_cast<std::uint64_t>(position) << 8 | index(checkpoint.kind)) ^
+                           (static_cast<std::uint64_t>(checkpoint.slot) << 32));
+  watcher_->changed(*node);
+}
+
+void Tree::set_tail(Node* node, PageId page) {
+  ensure(node->checkpoint->tail == kNone, "a checkpoint with two tails");
+  node->checkpoint->tail = page;
+  arena_.count_page(page);
+}
+
+void Tree::detach(Node* node) {
+  watcher_->leaving(*node);
+  digest_.mix(kDetach, node->checkpoint->slot);
+  arena_.free_slot(node->checkpoint->slot);
+  if (node->checkpoint->tail != kNone) arena_.uncount_page(node->checkpoint->tail);
+  node->checkpoint.reset();
+  checkpoints_.add(-1);
+  settle(node);
+}
+
+void Tree::pin_checkpoint(Node* node) {
+  ++node->checkpoint->pins;
+  watcher_->changed(*node);
+}
+
+void Tree::unpin_checkpoint(Node* node) {
+  ensure(node->checkpoint && node->checkpoint->pins > 0, "unpin of a checkpoint without a pin");
+  --node->checkpoint->pins;
+  watcher_->changed(*node);
+}
+
+void Tree::touch(Node* node) {
+  node->checkpoint->tick = ++tick_;
+  node->checkpoint->superseded = false;
+  digest_.mix(kTouch, node->checkpoint->slot);
+  watcher_->changed(*node);
+}
+
+void Tree::supersede(Node* node) {
+  node->checkpoint->superseded = true;
+  digest_.mix(kSupersede, node->checkpoint->slot);
+  watcher_->changed(*node);
+}
+
+}  // namespace hybridcache

@@ -1,0 +1,162 @@
+// The tree: what is known, per salt. It owns the edges, the pages of committed tokens and the checkpoints; it decides
+// nothing.
+//
+//   tokens [0, 5)      node: pages whose last token lies on its edge,        split at 3:    [0, 3)        merge undoes
+//   it when
+//        |                   at most one checkpoint, exactly at its end                       |           the upper
+//        node has one
+//   [5, 9) [5, 7)*                                                             -->        [3, 5)          child and
+//   neither
+//                      * = checkpoint {slot, tail page, kind}                              |    |         checkpoint
+//                      nor pin
+//
+// The shape is a function of the content: a node other than a root exists if and only if it has a checkpoint, a pin, or
+// at least two children. settle() restores that after a pin or a checkpoint has gone: it prunes and merges, and KV
+// without a support leaves with it.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "arena.h"
+#include "types.h"
+
+namespace hybridcache {
+
+struct Checkpoint {
+  SlotId slot;
+  PageId tail;  // the page that the boundary cuts, kNone on a page edge
+  Kind kind;
+  bool superseded = false;
+  std::uint64_t tick = 0;                         // last touch or publication; unique
+  int pins = 0;                                   // leases that still read it, and Pins
+  std::pair<int, std::uint64_t> place{kNone, 0};  // kept by the order of eviction; kNone: not in it
+};
+
+struct Node {
+  Node* parent = nullptr;  // null in a root
+  std::vector<Token> edge;
+  Position depth = 0;                             // position of the end of the edge
+  std::vector<PageId> pages;                      // of begin() / page_size .. depth / page_size - 1
+  std::vector<std::pair<Token, Node*>> children;  // sorted by the first token of the edge
+  std::optional<Checkpoint> checkpoint;
+  int pins = 0;                       // anchors of leases, and Pins
+  bool has_content = false;           // the edge may hold (token, content) pairs
+  const std::string* salt = nullptr;  // in a root
+
+  Position begin() const { return depth - static_cast<Position>(edge.size()); }
+};
+
+// Is told of every change that the order of eviction depends on: pins, rank, tick, and whether the node is a leaf.
+class CheckpointWatcher {
+ public:
+  virtual ~CheckpointWatcher() = default;
+  virtual void changed(Node& node) = 0;  // node has a checkpoint
+  virtual void leaving(Node& node) = 0;  // its checkpoint is about to go
+};
+
+// Equal token ids with different content are different tokens: each (token, content) pair in use has a negative number.
+class ContentTable {
+ public:
+  static constexpr Token kUnknown = INT32_MIN;  // equals nothing in the tree
+  Token find(Token token, const std::string& content) const;
+  Token acquire(Token token, const std::string& content);
+  void acquire(std::span<const Token> tokens);  // once for each negative token
+  void release(std::span<const Token> tokens);
+  std::size_t size() const { return ids_.size(); }
+  std::int64_t users(Token negative) const { return entries_[slot(negative)].users; }
+
+ private:
+  using Key = std::pair<Token, std::string>;
+  struct Entry {
+    const Key* key;
+    std::int64_t users;
+  };
+  static std::size_t slot(Token negative) { return static_cast<std::size_t>(-(negative + 1)); }
+  std::map<Key, Token> ids_;
+  std::vector<Entry> entries_;
+  std::vector<Token> free_;
+};
+
+struct Walk {
+  Position matched = 0;            // leading tokens that the tree knows
+  bool diverged = false;           // it goes on there, but differently
+  bool checkpoint_at_end = false;  // one lies at exactly tokens.size()
+  Node* resume = nullptr;          // the deepest node with a checkpoint at or below the limit
+};
+
+class Tree {
+ public:
+  Tree(std::int64_t page_size, Arena& arena, ContentTable& contents, Digest& digest)
+      : page_size_(page_size), arena_(arena), contents_(contents), digest_(digest) {}
+  ~Tree();
+  Tree(const Tree&) = delete;
+  Tree& operator=(const Tree&) = delete;
+  void watch(CheckpointWatcher* watcher) { watcher_ = watcher; }
+
+  // The root of a salt; null if nothing is known under it. O(log salts).
+  Node* find_root(const std::string& salt) const;
+  Node* make_root(const std::string& salt);
+  const std::map<std::string, Node*>& roots() const { return roots_; }
+
+  // How far `tokens` are known, and the deepest checkpoint at or below `limit`. Changes nothing (I9). One memcmp pass.
+  Walk walk(const Node* root, std::span<const Token> tokens, Position limit) const;
+
+  // The node at exactly from->depth + tokens.size() below `from`, or null.
+  Node* find(Node* from, std::span<const Token> tokens) const;
+  // The node of the path to `node` at exactly `depth`, or null.
+  static Node* ancestor_at(Node* node, Position depth);
+
+  // Goes down from `from` by `tokens`, splitting and creating what is missing, to a node at exactly from->depth +
+  // tokens.size(). Where it creates, the pages of `table` (a page table from position 0) become the tree's, and their
+  // `owned` flags false. The caller pins the result, or gives it a checkpoint, before anything settles.
+  Node* extend(Node* from, std::span<const Token> tokens, std::span<const PageId> table, std::vector<bool>& owned);
+
+  void pin(Node* node) { ++node->pins; }
+  void unpin(Node* node);
+
+  // The position travels with the slot: REQUIRES position == node->depth (I2).
+  void attach(Node* node, Position position, const Checkpoint& checkpoint);
+  void set_tail(Node* node, PageId page);
+  void detach(Node* node);  // frees slot and tail, then settles
+  void pin_checkpoint(Node* node);
+  void unpin_checkpoint(Node* node);
+  void touch(Node* node);  // used again: newest tick, not superseded
+  void supersede(Node* node);
+
+  // The page of the path to `node` that holds the last token of page number `number`.
+  PageId path_page(const Node* node, Position number) const;
+  // Pages 0 .. node->depth / page_size - 1 of the path to `node`.
+  std::vector<PageId> path_pages(const Node* node) const;
+
+  std::int64_t nodes() const { return nodes_.get(); }
+  std::int64_t checkpoints() const { return checkpoints_.get(); }
+
+ private:
+  Node* find_child(const Node* node, Token first) const;
+  Node* make_leaf(Node* parent, std::span<const Token> edge, std::span<const PageId> table, std::vector<bool>& owned);
+  Node* split(Node* node, Position at);
+  void merge_into_child(Node* node);
+  void remove_leaf(Node* node);
+  void remove_root(Node* root);
+  void settle(Node* node);
+  void add_child(Node* parent, Node* child);
+  void leaf_changed(Node* node) {
+    if (node->checkpoint) watcher_->changed(*node);
+  }
+
+  const std::int64_t page_size_;
+  Arena& arena_;
+  ContentTable& contents_;
+  Digest& digest_;
+  CheckpointWatcher* watcher_ = nullptr;
+  std::map<std::string, Node*> roots_;
+  std::uint64_t tick_ = 0;
+  Counter nodes_, checkpoints_;
+};
+
+}  // namespace hybridcache

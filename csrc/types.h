@@ -1,0 +1,140 @@
+// The words that every file of the core shares: ids, kinds, options, and the plain values that cross the door (Match,
+// Step, Plan). Nothing here owns memory of the cache or changes it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace hybridcache {
+
+using Token = std::int32_t;  // >= 0; negative values stand for (token, content) pairs, see tree.h
+using PageId = std::int32_t;
+using SlotId = std::int32_t;
+using Position = std::int64_t;
+using LeaseId = std::int64_t;
+using PinId = std::int64_t;
+constexpr std::int32_t kNone = -1;
+
+// Why a checkpoint was made. The order is the one in which counters are printed.
+enum class Kind : std::uint8_t { turn_end, prompt_end, chunk_end, breakpoint, fork, cut, interior };
+constexpr int kKinds = 7;
+constexpr const char* kKindNames[kKinds] = {"turn_end", "prompt_end", "chunk_end", "breakpoint",
+                                            "fork",     "cut",        "interior"};
+constexpr int index(Kind kind) {
+  return static_cast<int>(kind);
+}
+constexpr const char* name(Kind kind) {
+  return kKindNames[index(kind)];
+}
+
+// Why a match ended where it did (I12).
+enum class Reason : std::uint8_t { cold, complete, remainder, unknown, no_checkpoint };
+constexpr int kReasons = 5;
+constexpr const char* kReasonNames[kReasons] = {"cold", "complete", "remainder", "unknown", "no_checkpoint"};
+constexpr int index(Reason reason) {
+  return static_cast<int>(reason);
+}
+constexpr const char* name(Reason reason) {
+  return kReasonNames[index(reason)];
+}
+
+enum class Policy : std::uint8_t { standard, lru };
+enum class Keep : std::uint8_t { all, prompt, nothing };
+
+struct Options {
+  std::int64_t page_size = 64;  // tokens a page
+  std::int64_t page_bytes = 0;
+  std::int64_t slot_bytes = 0;
+  std::int64_t num_slabs = 0;  // unified arena; 0 means the fixed one, of num_pages and num_slots
+  std::int64_t num_pages = 0;
+  std::int64_t num_slots = 0;
+  std::int64_t max_cached_bytes = -1;    // -1: no cap
+  std::int64_t alignment = 1;            // paid cuts fall on begin + alignment * k
+  std::int64_t pass_cost = 512;          // tokens that one more forward pass is worth
+  std::int64_t interior_spacing = 1024;  // tokens below which no sparse checkpoint is made
+  bool inner_checkpoints = false;
+  Policy policy = Policy::standard;
+};
+
+struct Match {
+  Position length = 0;     // resumable: KV and a state at exactly this position
+  Position kv_length = 0;  // how far the tree knows the tokens
+  Reason reason = Reason::cold;
+  bool diverged = false;  // the tree goes on at kv_length, differently
+};
+
+struct InnerCheckpoint {
+  Position position;
+  SlotId slot;
+  Kind kind;
+};
+
+struct Step {
+  Position begin = 0;
+  Position end = 0;
+  SlotId read_slot = kNone;
+  SlotId write_slot = kNone;
+  std::vector<InnerCheckpoint> checkpoints;
+};
+
+struct Copy {
+  std::int32_t source;
+  std::int32_t destination;
+};
+
+struct Plan {
+  std::int64_t number = 0;
+  std::vector<Copy> copy_slots;
+  std::vector<SlotId> zero_slots;
+  std::vector<Copy> copy_pages;
+  std::vector<PageId> zero_pages;
+};
+
+// A call out of order: the caller's mistake about the life of a lease or a plan.
+struct StateError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+// A second thread, or a callback, inside a call.
+struct ConcurrencyError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+// The core found itself inconsistent. Nothing is to be done but stop.
+struct InvariantError : std::logic_error {
+  using std::logic_error::logic_error;
+};
+
+inline void ensure(bool holds, const std::string& what) {
+  if (!holds) throw InvariantError(what);
+}
+
+// Written by the one thread inside the cache, read by any: no lock, no torn values.
+class Counter {
+ public:
+  void add(std::int64_t n = 1) { value_.store(get() + n, std::memory_order_relaxed); }
+  std::int64_t get() const { return value_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<std::int64_t> value_{0};
+};
+
+// A running hash of every decision: equal calls give equal digests on every rank (I7).
+class Digest {
+ public:
+  void mix(std::uint64_t event, std::uint64_t value) {
+    state_ = (state_ ^ (event << 56) ^ value) * 0x9e3779b97f4a7c15ULL;
+    state_ ^= state_ >> 29;
+  }
+  std::uint64_t value() const { return state_; }
+
+ private:
+  std::uint64_t state_ = 0x68796272696463ULL;
+};
+
+inline Position ceil_div(Position a, Position b) {
+  return (a + b - 1) / b;
+}
+
+}  // namespace hybridcache

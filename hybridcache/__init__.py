@@ -1,0 +1,42 @@
+"""The prefix cache for hybrid language models: paged KV and recurrent-state checkpoints in one radix tree.
+
+HybridCache decides (tokens, positions, ids), Pools moves bytes, ModelLayout says how large they are. Importing this package imports no
+torch: Pools does, when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hybridcache.cache import Geometry, HybridCache, Lease, Match, Pin, Plan, Step, Steps
+from hybridcache.config import LayerSpec, ModelLayout, TensorSpec
+from hybridcache.errors import ConcurrencyError, InvariantError, StateError
+
+if TYPE_CHECKING:
+    from hybridcache.pools import Pools
+
+__all__ = [
+    "ConcurrencyError",
+    "Geometry",
+    "HybridCache",
+    "InvariantError",
+    "LayerSpec",
+    "Lease",
+    "Match",
+    "ModelLayout",
+    "Pin",
+    "Plan",
+    "Pools",
+    "StateError",
+    "Step",
+    "Steps",
+    "TensorSpec",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Pools":
+        from hybridcache.pools import Pools
+
+        return Pools
+    raise AttributeError(f"module 'hybridcache' has no attribute {name!r}")

@@ -1,0 +1,464 @@
+"""The typed face of the core: HybridCache, Lease, Step, Plan, Match, Pin.
+
+Owns the checking of arguments that are not tokens, and the documentation. Every decision is the core's (csrc/cache.h); no tensor is
+touched here (hybridcache/pools.py does that, with the Plan). One thread at a time may call a cache; `stats()` may be read from any.
+
+    lease = cache.reserve(prompt)
+    while lease.computed < len(prompt):
+        step = lease.launch(chunk)
+        plan = cache.plan(); pools.apply(plan); cache.applied(plan)
+        ...                                  # forward over step.begin .. step.end
+        lease.commit()
+    lease.close()
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from hybridcache import _core
+from hybridcache.errors import StateError
+
+Tokens = Any  # a C-contiguous int32 or int64 buffer, or a list of ints
+ContentKeys = Iterable[tuple[int, bytes]]
+Keep = Literal["all", "prompt", "nothing"]
+Policy = Literal["default", "lru"]
+Reason = Literal["cold", "complete", "remainder", "unknown", "no_checkpoint"]
+
+_KEEP: dict[str, int] = {"all": 0, "prompt": 1, "nothing": 2}
+_POLICIES = ("default", "lru")
+_INT32 = npt.NDArray[np.int32]
+
+
+class Layout(Protocol):
+    """What the cache needs of a model's layout; `ModelLayout` has it."""
+
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def page_bytes(self) -> int: ...
+    @property
+    def slot_bytes(self) -> int: ...
+
+
+class Geometry(NamedTuple):
+    """Where everything lies in the arena. Bytes, unless a name says otherwise.
+
+    Page `p` lies at `p * page_bytes`, slot `s` at `slot_offset + s * slot_stride`.
+    """
+
+    page_size: int  # tokens
+    page_bytes: int
+    slot_bytes: int
+    pages_per_slab: int
+    slab_bytes: int
+    num_slabs: int  # 0: two fixed regions
+    num_pages: int
+    num_slots: int
+    slot_offset: int
+    slot_stride: int
+    total_bytes: int
+
+
+class Match(NamedTuple):
+    """How far a prompt is known (I12).
+
+    length: tokens that a request could skip: KV and a state at exactly this position, at most len(tokens) - 1.
+    kv_length: leading tokens that the tree knows.
+    reason: why not further. "cold": nothing is known. "complete": nothing more could be skipped. "remainder": a checkpoint lies at the very
+        end, but one token must be computed. "unknown": all that is known is resumable. "no_checkpoint": KV reaches further than any state.
+    diverged: at kv_length the tree goes on, differently.
+    """
+
+    length: int
+    kv_length: int
+    reason: Reason
+    diverged: bool
+
+
+class Step(NamedTuple):
+    """One forward of one lease over tokens [begin, end).
+
+    read_slot: where its state starts: a checkpoint, -1 (from nothing), or write_slot itself. write_slot: where to leave it. With
+    `copies="eager"` the plan has copied or zeroed write_slot, and kernels update it in place. checkpoints: (position, slot) of states to
+    leave at inner positions (only with inner_checkpoints).
+    """
+
+    begin: int
+    end: int
+    read_slot: int
+    write_slot: int
+    checkpoints: list[tuple[int, int]]
+
+
+class Steps(NamedTuple):
+    """The steps of a batch, one row a lease; rows with ready[i] False found no room and launched nothing.
+
+    ready bool[n], begin and end int64[n], read_slots and write_slots int32[n], checkpoints [(row, position, slot)].
+    """
+
+    ready: npt.NDArray[np.bool_]
+    begin: npt.NDArray[np.int64]
+    end: npt.NDArray[np.int64]
+    read_slots: _INT32
+    write_slots: _INT32
+    checkpoints: list[tuple[int, int, int]]
+
+
+class Plan(NamedTuple):
+    """What to copy and to zero before the launched steps run; plain data, int32 ids.
+
+    copy_slots and copy_pages are [n, 2] (source, destination), zero_slots and zero_pages [n]. No id is a destination twice, over copies and
+    zeroes together, and none is both source and destination: the order does not matter, and applying it again is harmless.
+    """
+
+    number: int
+    copy_slots: _INT32
+    zero_slots: _INT32
+    copy_pages: _INT32
+    zero_pages: _INT32
+
+
+def _integer(name: str, value: Any, *, low: int, high: int = 2**62) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: {value!r}, expected an integer") from None
+    if isinstance(value, bool):
+        raise TypeError(f"{name}: {value!r}, expected an integer")
+    if not low <= number <= high:
+        raise ValueError(f"{name}: {number}, expected {low} <= {name} <= {high}")
+    return number
+
+
+def _salt(salt: Any) -> bytes:
+    if not isinstance(salt, bytes):
+        raise TypeError(f"salt: {salt!r}, expected bytes")
+    return salt
+
+
+def _content_keys(keys: ContentKeys) -> list[tuple[int, bytes]]:
+    checked = []
+    for key in keys:
+        if not (isinstance(key, tuple) and len(key) == 2 and isinstance(key[1], bytes)):
+            raise TypeError(f"content_keys: {key!r}, expected (position, bytes)")
+        checked.append((_integer("content_keys", key[0], low=0), key[1]))
+    return checked
+
+
+class Lease:
+    """One request's hold on the cache, from `HybridCache.reserve` or `fork` until `close`.
+
+    0 <= start <= committed <= computed <= capacity, all in tokens. Every use after `close` is a StateError. A lease keeps its cache alive.
+    """
+
+    __slots__ = ("_cache", "_core", "_id")
+
+    def __init__(self, cache: HybridCache, lease_id: int) -> None:
+        self._cache = cache
+        self._core = cache._core
+        self._id = lease_id
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return f"<Lease {self._id} closed>"
+        return f"<Lease {self._id} start={self.start} committed={self.committed} computed={self.computed}>"
+
+    @property
+    def closed(self) -> bool:
+        """True after `close`."""
+        try:
+            self._core.lease(self._id)
+        except StateError:
+            return True
+        return False
+
+    @property
+    def start(self) -> int:
+        """The position that it resumed from: tokens that it did not have to compute."""
+        return self._core.lease(self._id)[0]
+
+    @property
+    def committed(self) -> int:
+        """Tokens whose ids the cache has been told; full pages of them are in the tree."""
+        return self._core.lease(self._id)[1]
+
+    @property
+    def computed(self) -> int:
+        """The end of the last launched step."""
+        return self._core.lease(self._id)[2]
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that its pages can hold; `launch` takes more pages when it has to."""
+        return self._core.lease(self._id)[3]
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt."""
+        return self._core.lease(self._id)[4]
+
+    @property
+    def boundary(self) -> int:
+        """The last position that it resumed from or left a checkpoint at; 0 if none."""
+        return self._core.lease(self._id)[5]
+
+    @property
+    def extra_passes(self) -> int:
+        """Steps that ended early for a checkpoint: forward passes that a run without the cache would not make."""
+        return self._core.lease(self._id)[6]
+
+    @property
+    def live_slot(self) -> int:
+        """The slot that its kernels write."""
+        return self._core.lease(self._id)[7]
+
+    @property
+    def match(self) -> Match:
+        """What `reserve` found, with `start` as its length."""
+        return Match(*self._core.lease(self._id)[8])  # type: ignore[arg-type]
+
+    @property
+    def pages(self) -> _INT32:
+        """The page table: int32[capacity / page_size], a copy. `launch` may append to it, `commit` may replace its last, partly filled entry."""
+        return self._core.pages(self._id)
+
+    def launch(self, count: int) -> Step | None:
+        """Opens a step over at most `count` tokens from `computed` on; None: no room for its pages now, and nothing changed.
+
+        It ends at the end of the prompt, or at the next wanted boundary, at the latest. One step at a time: StateError if the last one is
+        not committed. O(new pages + log n).
+        """
+        step = self._core.launch_one(self._id, _integer("count", count, low=1))
+        return None if step is None else Step(*step)
+
+    def commit(self, tokens: Tokens = ()) -> None:
+        """Tells which ids the open step has read: those beyond the prompt, whose ids are known; so after prefill it takes none.
+
+        Never ones that were only sampled. The plan that carries the step must be applied. If a boundary is wanted here, the live slot
+        becomes the checkpoint and the lease goes on from it. O(new tokens + log n).
+        """
+        self._core.commit([self._id], tokens)
+
+    def fork(self) -> Lease | None:
+        """A second lease at `committed`; both continue from one checkpoint. None: no room, and nothing changed. No step may be open."""
+        child = self._core.fork(self._id)
+        return None if child is None else Lease(self._cache, child)
+
+    def close(self, *, keep: Keep = "all", discard: bool = False) -> None:
+        """Ends the lease: finish, cancel and preempt alike.
+
+        keep: how much will come back: "all", "prompt" (the output will not), "nothing". discard: publish nothing, since a copy or a
+        forward failed. The state at `committed` joins the tree if it still exists. O(pages + log n).
+        """
+        if keep not in _KEEP:
+            raise ValueError(f"keep: {keep!r}, expected one of {sorted(_KEEP)}")
+        self._core.close(self._id, _KEEP[keep], bool(discard))
+
+
+class Pin:
+    """Keeps one checkpoint and the path to it from being evicted, until `release` or the end of a `with`."""
+
+    def __init__(self, core: _core.Core, pin_id: int, length: int) -> None:
+        self._core = core
+        self._id = pin_id
+        self.length = length  # position of the checkpoint, tokens
+
+    def release(self) -> None:
+        """Lets go. StateError if it was released."""
+        self._core.release(self._id)
+
+    def __enter__(self) -> Pin:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+
+class HybridCache:
+    """The prefix cache of one model (on one tensor-parallel rank).
+
+    layout: page_size (tokens), page_bytes and slot_bytes, such as a ModelLayout.
+    memory_bytes: one arena that pages and slots share; or num_pages and num_slots: two fixed regions.
+    inner_checkpoints: the engine can leave states at inner positions of one forward (Step.checkpoints), so cuts cost no extra pass.
+    alignment: paid cuts fall on begin + alignment * k tokens; 64 where a resumed GDN scan must be bitwise that of a whole run.
+    max_cached_bytes: what may stay when nothing runs; None: all of the arena.
+    policy: "default" (superseded states first, then the least recently used) or "lru".
+    pass_cost: tokens that one more forward pass is worth; cuts that save less are not made.
+    interior_spacing: tokens below which no sparse checkpoint is made inside a prompt.
+    Errors: ValueError or TypeError that names the argument.
+
+    >>> from types import SimpleNamespace
+    >>> cache = HybridCache(SimpleNamespace(page_size=4, page_bytes=64, slot_bytes=128), memory_bytes=4096)
+    >>> cache.match([1, 2, 3])
+    Match(length=0, kv_length=0, reason='cold', diverged=False)
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        memory_bytes: int | None = None,
+        num_pages: int | None = None,
+        num_slots: int | None = None,
+        inner_checkpoints: bool = False,
+        alignment: int = 1,
+        max_cached_bytes: int | None = None,
+        policy: Policy = "default",
+        pass_cost: int = 512,
+        interior_spacing: int = 1024,
+    ) -> None:
+        if policy not in _POLICIES:
+            raise ValueError(f"policy: {policy!r}, expected one of {_POLICIES}")
+        options = _core.Options()
+        options.page_size = _integer("layout.page_size", layout.page_size, low=1, high=2**20)
+        options.page_bytes = _integer("layout.page_bytes", layout.page_bytes, low=1)
+        options.slot_bytes = _integer("layout.slot_bytes", layout.slot_bytes, low=1)
+        options.inner_checkpoints = bool(inner_checkpoints)
+        options.alignment = _integer("alignment", alignment, low=1)
+        options.pass_cost = _integer("pass_cost", pass_cost, low=0)
+        options.interior_spacing = _integer("interior_spacing", interior_spacing, low=1)
+        options.lru = policy == "lru"
+        if max_cached_bytes is not None:
+            options.max_cached_bytes = _integer("max_cached_bytes", max_cached_bytes, low=0)
+        _size_arena(options, memory_bytes, num_pages, num_slots)
+        self._core = _core.Core(options)
+        self.geometry = _geometry(options, self._core)
+
+    def match(self, tokens: Tokens, *, salt: bytes = b"", content_keys: ContentKeys = ()) -> Match:
+        """How far `tokens` are known and could be resumed. Changes nothing (I9). One memcmp pass over the tokens.
+
+        tokens: int32 or int64 [L], L >= 1, ids in [0, 2**31). salt: the namespace. content_keys: (position, bytes), ascending: what the
+        token at that position stands for, where equal ids may have different content (images).
+        """
+        return Match(*self._core.match(tokens, _salt(salt), _content_keys(content_keys)))  # type: ignore[arg-type]
+
+    def reserve(
+        self,
+        tokens: Tokens,
+        *,
+        salt: bytes = b"",
+        breakpoints: Sequence[int] = (),
+        content_keys: ContentKeys = (),
+        max_new_tokens: int = 0,
+    ) -> Lease | None:
+        """Takes a live slot and all pages that the prompt (and max_new_tokens more) needs; None: no room now, and nothing changed.
+
+        breakpoints: positions in [1, L] at which the caller wants checkpoints, such as the ends of chat messages. Other arguments as for
+        `match`. ValueError if not even the empty arena could hold it. One memcmp pass, then O(new tokens + pages + log n).
+        """
+        lease = self._core.reserve(
+            tokens,
+            _salt(salt),
+            [_integer("breakpoints", each, low=-(2**62)) for each in breakpoints],
+            _content_keys(content_keys),
+            _integer("max_new_tokens", max_new_tokens, low=0, high=2**40),
+        )
+        return None if lease is None else Lease(self, lease)
+
+    def launch(self, leases: Sequence[Lease], counts: Sequence[int]) -> Steps:
+        """`Lease.launch` for a batch: no room is per lease, a caller's mistake refuses the whole batch."""
+        return Steps(*self._core.launch(self._ids(leases), [_integer("counts", each, low=1) for each in counts]))
+
+    def commit(self, leases: Sequence[Lease], tokens: Tokens = ()) -> None:
+        """`Lease.commit` for a batch: `tokens` holds each lease's ids, lease after lease. A mistake refuses the whole batch."""
+        self._core.commit(self._ids(leases), tokens)
+
+    def plan(self) -> Plan:
+        """What the steps launched since the last plan need copied and zeroed. Once per engine step; StateError while one is pending."""
+        return Plan(*map(_read_only, self._core.plan()))
+
+    def applied(self, plan: Plan) -> None:
+        """The plan has been executed (on the device's stream). Again, or for an older one: no effect."""
+        if not isinstance(plan, Plan):
+            raise TypeError(f"plan: {plan!r}, expected a Plan from plan()")
+        self._core.applied(plan.number)
+
+    def pin(self, tokens: Tokens, *, salt: bytes = b"", content_keys: ContentKeys = ()) -> Pin | None:
+        """Keeps the deepest checkpoint on the path of `tokens` until released; None if there is none."""
+        pin = self._core.pin(tokens, _salt(salt), _content_keys(content_keys))
+        return None if pin is None else Pin(self._core, *pin)
+
+    def clear(self, *, salt: bytes | None = None) -> int:
+        """Drops every checkpoint that nobody pins, of one salt or of all; returns how many. Open leases go on and may publish later."""
+        return self._core.clear(None if salt is None else _salt(salt))
+
+    def check(self) -> None:
+        """Re-derives I1-I12 from scratch, O(n); InvariantError with the tree printed if one does not hold."""
+        self._core.check()
+
+    @property
+    def digest(self) -> int:
+        """A hash of every decision so far: equal on all ranks that made the same calls (I7)."""
+        return self._core.digest()
+
+    def stats(self) -> dict[str, int]:
+        """Counters and gauges by name; tokens, pages, checkpoints, bytes. May be read from any thread."""
+        return dict(self._core.stats())
+
+    def dump(self) -> str:
+        """The tree, the leases and the arena as indented text."""
+        return self._core.dump()
+
+    def _ids(self, leases: Sequence[Lease]) -> list[int]:
+        for lease in leases:
+            if not isinstance(lease, Lease) or lease._core is not self._core:
+                raise ValueError(f"leases: {lease!r}, expected leases of this cache")
+        return [lease._id for lease in leases]
+
+
+def _read_only(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        value.flags.writeable = False
+    return value
+
+
+def _size_arena(
+    options: _core.Options, memory_bytes: int | None, num_pages: int | None, num_slots: int | None
+) -> None:
+    if memory_bytes is None and num_pages is not None and num_slots is not None:
+        options.num_pages = _integer("num_pages", num_pages, low=1, high=2**31 - 1)
+        options.num_slots = _integer("num_slots", num_slots, low=1, high=2**31 - 1)
+        return
+    if memory_bytes is None or num_pages is not None or num_slots is not None:
+        raise ValueError(
+            f"memory_bytes: {memory_bytes}, num_pages: {num_pages}, num_slots: {num_slots}, expected memory_bytes alone, or both others"
+        )
+    slab_bytes = _slab_bytes(options)
+    options.num_slabs = _integer("memory_bytes", memory_bytes, low=0) // slab_bytes
+    if options.num_slabs < 2:
+        raise ValueError(
+            f"memory_bytes: {memory_bytes}, expected at least {2 * slab_bytes}: a slab of {slab_bytes} bytes for one slot and one for pages"
+        )
+    if options.num_slabs * (slab_bytes // options.page_bytes) >= 2**31:
+        raise ValueError(f"memory_bytes: {memory_bytes}, expected less than 2**31 pages of {options.page_bytes} bytes")
+
+
+def _slab_bytes(options: _core.Options) -> int:
+    return -(-options.slot_bytes // options.page_bytes) * options.page_bytes
+
+
+def _geometry(options: _core.Options, core: _core.Core) -> Geometry:
+    pages_per_slab, num_pages, num_slots = core.arena()
+    fixed = options.num_slabs == 0
+    slab_bytes = _slab_bytes(options)
+    slot_offset = num_pages * options.page_bytes if fixed else 0
+    total = slot_offset + num_slots * slab_bytes
+    return Geometry(
+        page_size=options.page_size,
+        page_bytes=options.page_bytes,
+        slot_bytes=options.slot_bytes,
+        pages_per_slab=pages_per_slab,
+        slab_bytes=slab_bytes,
+        num_slabs=options.num_slabs,
+        num_pages=num_pages,
+        num_slots=num_slots,
+        slot_offset=slot_offset,
+        slot_stride=slab_bytes,
+        total_bytes=total,
+    )

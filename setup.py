@@ -1,4 +1,5 @@
-"""Builds the core, hybridcache._core, from every C++ file in csrc/. All other metadata stands in pyproject.toml."""
+"""Builds the core, hybridcache._core, from every C++ file in csrc/. All other metadata stands in
+pyproject.toml."""
 
 from pathlib import Path
 

@@ -1,6 +1,7 @@
 """The prefix cache for hybrid language models: paged KV and recurrent-state checkpoints in one radix tree.
 
-HybridCache decides (tokens, positions, ids), Pools moves bytes, ModelLayout says how large they are. Importing this package imports no
+HybridCache decides (tokens, positions, ids), Pools moves bytes, ModelLayout says how large they are.
+Importing this package imports no
 torch: Pools does, when it is first asked for.
 """
 
@@ -8,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hybridcache.cache import Geometry, HybridCache, Lease, Match, Pin, Plan, Step, Steps
+from hybridcache.cache import HybridCache, Lease, Pin
 from hybridcache.config import LayerSpec, ModelLayout, TensorSpec
 from hybridcache.errors import ConcurrencyError, InvariantError, StateError
+from hybridcache.values import Geometry, Match, Plan, Step, Steps
 
 if TYPE_CHECKING:
     from hybridcache.pools import Pools

@@ -1,7 +1,8 @@
 """The typed face of the core: HybridCache, Lease, Step, Plan, Match, Pin.
 
-Owns the checking of arguments that are not tokens, and the documentation. Every decision is the core's (csrc/cache.h); no tensor is
-touched here (hybridcache/pools.py does that, with the Plan). One thread at a time may call a cache; `stats()` may be read from any.
+Owns the checking of arguments that are not tokens, and the documentation. Every decision is the core's
+(csrc/cache.h); no tensor is touched here (hybridcache/pools.py does that, with the Plan). One thread at a
+time may call a cache; `stats()` may be read from any.
 
     lease = cache.reserve(prompt)
     while lease.computed < len(prompt):
@@ -16,23 +17,21 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from hybridcache import _core
 from hybridcache.errors import StateError
+from hybridcache.values import Geometry, Int32, Match, Plan, Step, Steps
 
 Tokens = Any  # a C-contiguous int32 or int64 buffer, or a list of ints
 ContentKeys = Iterable[tuple[int, bytes]]
 Keep = Literal["all", "prompt", "nothing"]
 Policy = Literal["default", "lru"]
-Reason = Literal["cold", "complete", "remainder", "unknown", "no_checkpoint"]
 
 _KEEP: dict[str, int] = {"all": 0, "prompt": 1, "nothing": 2}
 _POLICIES = ("default", "lru")
-_INT32 = npt.NDArray[np.int32]
 
 
 class Layout(Protocol):
@@ -44,84 +43,6 @@ class Layout(Protocol):
     def page_bytes(self) -> int: ...
     @property
     def slot_bytes(self) -> int: ...
-
-
-class Geometry(NamedTuple):
-    """Where everything lies in the arena. Bytes, unless a name says otherwise.
-
-    Page `p` lies at `p * page_bytes`, slot `s` at `slot_offset + s * slot_stride`.
-    """
-
-    page_size: int  # tokens
-    page_bytes: int
-    slot_bytes: int
-    pages_per_slab: int
-    slab_bytes: int
-    num_slabs: int  # 0: two fixed regions
-    num_pages: int
-    num_slots: int
-    slot_offset: int
-    slot_stride: int
-    total_bytes: int
-
-
-class Match(NamedTuple):
-    """How far a prompt is known (I12).
-
-    length: tokens that a request could skip: KV and a state at exactly this position, at most len(tokens) - 1.
-    kv_length: leading tokens that the tree knows.
-    reason: why not further. "cold": nothing is known. "complete": nothing more could be skipped. "remainder": a checkpoint lies at the very
-        end, but one token must be computed. "unknown": all that is known is resumable. "no_checkpoint": KV reaches further than any state.
-    diverged: at kv_length the tree goes on, differently.
-    """
-
-    length: int
-    kv_length: int
-    reason: Reason
-    diverged: bool
-
-
-class Step(NamedTuple):
-    """One forward of one lease over tokens [begin, end).
-
-    read_slot: where its state starts: a checkpoint, -1 (from nothing), or write_slot itself. write_slot: where to leave it. With
-    `copies="eager"` the plan has copied or zeroed write_slot, and kernels update it in place. checkpoints: (position, slot) of states to
-    leave at inner positions (only with inner_checkpoints).
-    """
-
-    begin: int
-    end: int
-    read_slot: int
-    write_slot: int
-    checkpoints: list[tuple[int, int]]
-
-
-class Steps(NamedTuple):
-    """The steps of a batch, one row a lease; rows with ready[i] False found no room and launched nothing.
-
-    ready bool[n], begin and end int64[n], read_slots and write_slots int32[n], checkpoints [(row, position, slot)].
-    """
-
-    ready: npt.NDArray[np.bool_]
-    begin: npt.NDArray[np.int64]
-    end: npt.NDArray[np.int64]
-    read_slots: _INT32
-    write_slots: _INT32
-    checkpoints: list[tuple[int, int, int]]
-
-
-class Plan(NamedTuple):
-    """What to copy and to zero before the launched steps run; plain data, int32 ids.
-
-    copy_slots and copy_pages are [n, 2] (source, destination), zero_slots and zero_pages [n]. No id is a destination twice, over copies and
-    zeroes together, and none is both source and destination: the order does not matter, and applying it again is harmless.
-    """
-
-    number: int
-    copy_slots: _INT32
-    zero_slots: _INT32
-    copy_pages: _INT32
-    zero_pages: _INT32
 
 
 def _integer(name: str, value: Any, *, low: int, high: int = 2**62) -> int:
@@ -154,7 +75,8 @@ def _content_keys(keys: ContentKeys) -> list[tuple[int, bytes]]:
 class Lease:
     """One request's hold on the cache, from `HybridCache.reserve` or `fork` until `close`.
 
-    0 <= start <= committed <= computed <= capacity, all in tokens. Every use after `close` is a StateError. A lease keeps its cache alive.
+    0 <= start <= committed <= computed <= capacity, all in tokens. Every use after `close` is a StateError. A
+    lease keeps its cache alive.
     """
 
     __slots__ = ("_cache", "_core", "_id")
@@ -210,7 +132,8 @@ class Lease:
 
     @property
     def extra_passes(self) -> int:
-        """Steps that ended early for a checkpoint: forward passes that a run without the cache would not make."""
+        """Steps that ended early for a checkpoint: forward passes that a run without the cache would not
+        make."""
         return self._core.lease(self._id)[6]
 
     @property
@@ -224,37 +147,43 @@ class Lease:
         return Match(*self._core.lease(self._id)[8])  # type: ignore[arg-type]
 
     @property
-    def pages(self) -> _INT32:
-        """The page table: int32[capacity / page_size], a copy. `launch` may append to it, `commit` may replace its last, partly filled entry."""
+    def pages(self) -> Int32:
+        """The page table: int32[capacity / page_size], a copy. `launch` may append to it, `commit` may
+        replace its last, partly filled entry."""
         return self._core.pages(self._id)
 
     def launch(self, count: int) -> Step | None:
-        """Opens a step over at most `count` tokens from `computed` on; None: no room for its pages now, and nothing changed.
+        """Opens a step over at most `count` tokens from `computed` on; None: no room for its pages now, and
+        nothing changed.
 
-        It ends at the end of the prompt, or at the next wanted boundary, at the latest. One step at a time: StateError if the last one is
-        not committed. O(new pages + log n).
+        It ends at the end of the prompt, or at the next wanted boundary, at the latest. One step at a time:
+        StateError if the last one is not committed. O(new pages + log n).
         """
         step = self._core.launch_one(self._id, _integer("count", count, low=1))
         return None if step is None else Step(*step)
 
     def commit(self, tokens: Tokens = ()) -> None:
-        """Tells which ids the open step has read: those beyond the prompt, whose ids are known; so after prefill it takes none.
+        """Tells which ids the open step has read: those beyond the prompt, whose ids are known; so after
+        prefill it takes none.
 
-        Never ones that were only sampled. The plan that carries the step must be applied. If a boundary is wanted here, the live slot
-        becomes the checkpoint and the lease goes on from it. O(new tokens + log n).
+        Never ones that were only sampled. The plan that carries the step must be applied. If a boundary is
+        wanted here, the live slot becomes the checkpoint and the lease goes on from it. O(new tokens + log
+        n).
         """
         self._core.commit([self._id], tokens)
 
     def fork(self) -> Lease | None:
-        """A second lease at `committed`; both continue from one checkpoint. None: no room, and nothing changed. No step may be open."""
+        """A second lease at `committed`; both continue from one checkpoint. None: no room, and nothing
+        changed. No step may be open."""
         child = self._core.fork(self._id)
         return None if child is None else Lease(self._cache, child)
 
     def close(self, *, keep: Keep = "all", discard: bool = False) -> None:
         """Ends the lease: finish, cancel and preempt alike.
 
-        keep: how much will come back: "all", "prompt" (the output will not), "nothing". discard: publish nothing, since a copy or a
-        forward failed. The state at `committed` joins the tree if it still exists. O(pages + log n).
+        keep: how much will come back: "all", "prompt" (the output will not), "nothing". discard: publish
+        nothing, since a copy or a forward failed. The state at `committed` joins the tree if it still exists.
+        O(pages + log n).
         """
         if keep not in _KEEP:
             raise ValueError(f"keep: {keep!r}, expected one of {sorted(_KEEP)}")
@@ -285,8 +214,10 @@ class HybridCache:
 
     layout: page_size (tokens), page_bytes and slot_bytes, such as a ModelLayout.
     memory_bytes: one arena that pages and slots share; or num_pages and num_slots: two fixed regions.
-    inner_checkpoints: the engine can leave states at inner positions of one forward (Step.checkpoints), so cuts cost no extra pass.
-    alignment: paid cuts fall on begin + alignment * k tokens; 64 where a resumed GDN scan must be bitwise that of a whole run.
+    inner_checkpoints: the engine can leave states at inner positions of one forward (Step.checkpoints), so
+        cuts cost no extra pass.
+    alignment: paid cuts fall on begin + alignment * k tokens; 64 where a resumed GDN scan must be bitwise
+        that of a whole run.
     max_cached_bytes: what may stay when nothing runs; None: all of the arena.
     policy: "default" (superseded states first, then the least recently used) or "lru".
     pass_cost: tokens that one more forward pass is worth; cuts that save less are not made.
@@ -331,10 +262,12 @@ class HybridCache:
         self.geometry = _geometry(options, self._core)
 
     def match(self, tokens: Tokens, *, salt: bytes = b"", content_keys: ContentKeys = ()) -> Match:
-        """How far `tokens` are known and could be resumed. Changes nothing (I9). One memcmp pass over the tokens.
+        """How far `tokens` are known and could be resumed. Changes nothing (I9). One memcmp pass over the
+        tokens.
 
-        tokens: int32 or int64 [L], L >= 1, ids in [0, 2**31). salt: the namespace. content_keys: (position, bytes), ascending: what the
-        token at that position stands for, where equal ids may have different content (images).
+        tokens: int32 or int64 [L], L >= 1, ids in [0, 2**31). salt: the namespace. content_keys: (position,
+        bytes), ascending: what the token at that position stands for, where equal ids may have different
+        content (images).
         """
         return Match(*self._core.match(tokens, _salt(salt), _content_keys(content_keys)))  # type: ignore[arg-type]
 
@@ -347,10 +280,12 @@ class HybridCache:
         content_keys: ContentKeys = (),
         max_new_tokens: int = 0,
     ) -> Lease | None:
-        """Takes a live slot and all pages that the prompt (and max_new_tokens more) needs; None: no room now, and nothing changed.
+        """Takes a live slot and all pages that the prompt (and max_new_tokens more) needs; None: no room now,
+        and nothing changed.
 
-        breakpoints: positions in [1, L] at which the caller wants checkpoints, such as the ends of chat messages. Other arguments as for
-        `match`. ValueError if not even the empty arena could hold it. One memcmp pass, then O(new tokens + pages + log n).
+        breakpoints: positions in [1, L] at which the caller wants checkpoints, such as the ends of chat
+        messages. Other arguments as for `match`. ValueError if not even the empty arena could hold it. One
+        memcmp pass, then O(new tokens + pages + log n).
         """
         lease = self._core.reserve(
             tokens,
@@ -363,14 +298,18 @@ class HybridCache:
 
     def launch(self, leases: Sequence[Lease], counts: Sequence[int]) -> Steps:
         """`Lease.launch` for a batch: no room is per lease, a caller's mistake refuses the whole batch."""
-        return Steps(*self._core.launch(self._ids(leases), [_integer("counts", each, low=1) for each in counts]))
+        return Steps(
+            *self._core.launch(self._ids(leases), [_integer("counts", each, low=1) for each in counts])
+        )
 
     def commit(self, leases: Sequence[Lease], tokens: Tokens = ()) -> None:
-        """`Lease.commit` for a batch: `tokens` holds each lease's ids, lease after lease. A mistake refuses the whole batch."""
+        """`Lease.commit` for a batch: `tokens` holds each lease's ids, lease after lease. A mistake refuses
+        the whole batch."""
         self._core.commit(self._ids(leases), tokens)
 
     def plan(self) -> Plan:
-        """What the steps launched since the last plan need copied and zeroed. Once per engine step; StateError while one is pending."""
+        """What the steps launched since the last plan need copied and zeroed. Once per engine step;
+        StateError while one is pending."""
         return Plan(*map(_read_only, self._core.plan()))
 
     def applied(self, plan: Plan) -> None:
@@ -385,7 +324,8 @@ class HybridCache:
         return None if pin is None else Pin(self._core, *pin)
 
     def clear(self, *, salt: bytes | None = None) -> int:
-        """Drops every checkpoint that nobody pins, of one salt or of all; returns how many. Open leases go on and may publish later."""
+        """Drops every checkpoint that nobody pins, of one salt or of all; returns how many. Open leases go on
+        and may publish later."""
         return self._core.clear(None if salt is None else _salt(salt))
 
     def check(self) -> None:
@@ -427,16 +367,20 @@ def _size_arena(
         return
     if memory_bytes is None or num_pages is not None or num_slots is not None:
         raise ValueError(
-            f"memory_bytes: {memory_bytes}, num_pages: {num_pages}, num_slots: {num_slots}, expected memory_bytes alone, or both others"
+            f"memory_bytes: {memory_bytes}, num_pages: {num_pages}, num_slots: {num_slots}, "
+            "expected memory_bytes alone, or both others"
         )
     slab_bytes = _slab_bytes(options)
     options.num_slabs = _integer("memory_bytes", memory_bytes, low=0) // slab_bytes
     if options.num_slabs < 2:
         raise ValueError(
-            f"memory_bytes: {memory_bytes}, expected at least {2 * slab_bytes}: a slab of {slab_bytes} bytes for one slot and one for pages"
+            f"memory_bytes: {memory_bytes}, expected at least {2 * slab_bytes}: "
+            f"a slab of {slab_bytes} bytes for one slot and one for pages"
         )
     if options.num_slabs * (slab_bytes // options.page_bytes) >= 2**31:
-        raise ValueError(f"memory_bytes: {memory_bytes}, expected less than 2**31 pages of {options.page_bytes} bytes")
+        raise ValueError(
+            f"memory_bytes: {memory_bytes}, expected less than 2**31 pages of {options.page_bytes} bytes"
+        )
 
 
 def _slab_bytes(options: _core.Options) -> int:

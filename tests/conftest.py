@@ -14,7 +14,9 @@ from hybridcache.cache import HybridCache, Lease, Step
 class Driver:
     """A cache with the engine's loop around it, and no tensors."""
 
-    def __init__(self, *, page_size: int = 4, pages_per_slab: int = 2, slabs: int = 64, **options: Any) -> None:
+    def __init__(
+        self, *, page_size: int = 4, pages_per_slab: int = 2, slabs: int = 64, **options: Any
+    ) -> None:
         layout = SimpleNamespace(page_size=page_size, page_bytes=64, slot_bytes=64 * pages_per_slab)
         if "num_pages" not in options:
             options["memory_bytes"] = slabs * layout.slot_bytes
@@ -49,8 +51,11 @@ class Driver:
         for token in tokens:
             assert self.step(lease, 1, [token]) is not None
 
-    def turn(self, prompt: Any, output: Any = (), *, chunk: int = 1 << 20, close: Any = None, **options: Any) -> Lease:
-        """A whole request. Returns the closed lease's start and extra passes through the `Turn` attributes of the driver."""
+    def turn(
+        self, prompt: Any, output: Any = (), *, chunk: int = 1 << 20, close: Any = None, **options: Any
+    ) -> Lease:
+        """A whole request. Returns the closed lease's start and extra passes through the `Turn` attributes of
+        the driver."""
         lease = self.cache.reserve(prompt, **options)
         assert lease is not None
         self.start, self.match = lease.start, lease.match

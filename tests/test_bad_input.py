@@ -1,4 +1,5 @@
-"""A caller's mistake is a typed error that names the argument and what was expected, and it changes nothing."""
+"""A caller's mistake is a typed error that names the argument and what was expected, and it changes
+nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +50,11 @@ BAD_TOKENS = [
     (np.zeros((2, 3), np.int32), ValueError, "tokens: 2 dimensions, expected 1"),
     (torch.tensor([1.0]), TypeError, "tokens: a buffer of format 'f'"),
     (torch.tensor([1, -1]), ValueError, "tokens: -1 at index 1"),
-    (torch.empty(3, dtype=torch.int32, device="meta"), TypeError, "tokens: a tensor that is not plain CPU memory"),
+    (
+        torch.empty(3, dtype=torch.int32, device="meta"),
+        TypeError,
+        "tokens: a tensor that is not plain CPU memory",
+    ),
 ]
 
 
@@ -88,7 +93,11 @@ def test_every_form_of_tokens_is_the_same_prompt(driver: Driver, tokens: object)
         ({"breakpoints": [1.5]}, TypeError, "breakpoints: 1.5, expected an integer"),
         ({"salt": "tenant"}, TypeError, "salt: 'tenant', expected bytes"),
         ({"content_keys": [(3, b"x")]}, ValueError, "content_keys: position 3"),
-        ({"content_keys": [(1, b"x"), (1, b"y")]}, ValueError, "content_keys: position 1, expected ascending"),
+        (
+            {"content_keys": [(1, b"x"), (1, b"y")]},
+            ValueError,
+            "content_keys: position 1, expected ascending",
+        ),
         ({"content_keys": [(0, "x")]}, TypeError, "content_keys: .0, 'x'., expected .position, bytes."),
         ({"content_keys": [(-1, b"x")]}, ValueError, "content_keys: -1"),
         ({"max_new_tokens": -1}, ValueError, "max_new_tokens: -1"),
@@ -96,7 +105,9 @@ def test_every_form_of_tokens_is_the_same_prompt(driver: Driver, tokens: object)
         ({"max_new_tokens": "9"}, TypeError, "max_new_tokens: '9'"),
     ],
 )
-def test_reserve(unchanged: Driver, arguments: dict[str, object], error: type[Exception], message: str) -> None:
+def test_reserve(
+    unchanged: Driver, arguments: dict[str, object], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         unchanged.cache.reserve([1, 2, 3], **arguments)
 
@@ -110,8 +121,17 @@ def test_a_prompt_that_the_empty_arena_cannot_hold_is_an_error_not_none(unchange
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({}, ValueError, "memory_bytes: None, num_pages: None, num_slots: None, expected memory_bytes alone, or both others"),
-        ({"memory_bytes": 4096, "num_pages": 3, "num_slots": 1}, ValueError, "memory_bytes: 4096, num_pages: 3"),
+        (
+            {},
+            ValueError,
+            "memory_bytes: None, num_pages: None, num_slots: None, "
+            "expected memory_bytes alone, or both others",
+        ),
+        (
+            {"memory_bytes": 4096, "num_pages": 3, "num_slots": 1},
+            ValueError,
+            "memory_bytes: 4096, num_pages: 3",
+        ),
         ({"num_pages": 4}, ValueError, "num_pages: 4, num_slots: None"),
         ({"num_pages": 0, "num_slots": 1}, ValueError, "num_pages: 0, expected 1 <= num_pages"),
         ({"num_pages": 1, "num_slots": 0}, ValueError, "num_slots: 0"),
@@ -162,10 +182,21 @@ def test_order_of_calls(driver: Driver) -> None:
     refused(lambda: lease.commit([9, 9, 9]), ValueError, "tokens: 3 given, expected 2")
     refused(lambda: lease.commit([9, -9]), ValueError, "tokens: -9 at index 1")
     lease.commit([9, 9])
-    refused(lambda: lease.launch(10**6), ValueError, "counts: 1000000 tokens end at 1000007, more than the empty arena")
+    refused(
+        lambda: lease.launch(10**6),
+        ValueError,
+        "counts: 1000000 tokens end at 1000007, more than the empty arena",
+    )
     refused(lambda: lease.close(keep="some"), ValueError, "keep: 'some', expected one of")
     lease.close()
-    for use in (lease.close, lease.commit, lease.fork, lambda: lease.launch(1), lambda: lease.pages, lambda: lease.start):
+    for use in (
+        lease.close,
+        lease.commit,
+        lease.fork,
+        lambda: lease.launch(1),
+        lambda: lease.pages,
+        lambda: lease.start,
+    ):
         refused(use, StateError, "lease: number 1 is closed, an open one was expected")
     assert lease.closed
 
@@ -246,7 +277,11 @@ def test_a_second_thread_inside_a_call(unchanged: Driver) -> None:
     first.start()
     try:
         assert inside.wait(20)
-        for call in (lambda: unchanged.cache.match([1]), lambda: unchanged.cache.reserve([1]), unchanged.cache.check):
+        for call in (
+            lambda: unchanged.cache.match([1]),
+            lambda: unchanged.cache.reserve([1]),
+            unchanged.cache.check,
+        ):
             with pytest.raises(ConcurrencyError):
                 call()
         assert unchanged.cache.stats()["reserves"] == 1  # may be read from any thread at any time

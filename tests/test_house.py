@@ -28,6 +28,18 @@ def test_the_core_includes_only_what_lies_below(path: Path) -> None:
         assert "Python.h" not in path.read_text() and "pybind11" not in path.read_text()
 
 
+STANDARD = {
+    "__future__",
+    "collections.abc",
+    "dataclasses",
+    "functools",
+    "math",
+    "operator",
+    "types",
+    "typing",
+}
+
+
 def imports(name: str) -> set[str]:
     text = (ROOT / "hybridcache" / f"{name}.py").read_text()
     at_runtime = text.replace("if TYPE_CHECKING:\n    from", "# from")
@@ -35,18 +47,29 @@ def imports(name: str) -> set[str]:
 
 
 def test_the_two_worlds_meet_only_in_the_plan() -> None:
-    assert not {name for name in imports("pools") if name.startswith("hybridcache.") and name != "hybridcache.config"}
-    for name in ("cache", "config", "errors"):
+    assert not {
+        name for name in imports("pools") if name.startswith("hybridcache.") and name != "hybridcache.config"
+    }
+    assert imports("config") | imports("_specs") | imports("_hf_config") <= STANDARD | {
+        "hybridcache._specs",
+        "hybridcache._hf_config",
+    }
+    for name in ("cache", "config", "errors", "values", "_specs", "_hf_config"):
         assert not {each for each in imports(name) if each.split(".")[0] in ("torch", "transformers")}
 
 
 def test_importing_the_package_imports_no_torch() -> None:
-    code = "import sys, hybridcache; hybridcache.HybridCache; assert 'torch' not in sys.modules; hybridcache.Pools; assert 'torch' in sys.modules"
+    code = (
+        "import sys, hybridcache; hybridcache.HybridCache; assert 'torch' not in sys.modules; "
+        "hybridcache.Pools; assert 'torch' in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 BANNED = {r"\bblocks?\b": "page", r"\bsnapshots?\b": "checkpoint", r"\bnamespaces?\b": "salt"}
-ALLOWED = re.compile(r"^\s*}?\s*(//)? ?namespace\b|using namespace|the namespace|SimpleNamespace|argparse\.Namespace|causal_conv")
+ALLOWED = re.compile(
+    r"^\s*}?\s*(//)? ?namespace\b|using namespace|the namespace|SimpleNamespace|argparse\.Namespace"
+)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,11 @@ from tests.conftest import Driver, tokens
 
 
 def published(driver: Driver) -> dict[str, int]:
-    return {k.removeprefix("published_"): v for k, v in driver.cache.stats().items() if k.startswith("published_") and v}
+    return {
+        k.removeprefix("published_"): v
+        for k, v in driver.cache.stats().items()
+        if k.startswith("published_") and v
+    }
 
 
 @pytest.mark.parametrize("chunk", [1 << 20, 900, 256, 100])
@@ -47,9 +51,11 @@ def test_breakpoints_are_exact_and_each_costs_one_pass() -> None:
     driver = Driver(page_size=16, slabs=300)
     prompt = tokens(200).tolist()
     driver.turn(prompt, [1], breakpoints=[33, 150, 200])
-    assert driver.extra_passes == 2  # 33 and 150; 200 is free, and with 150 below it the prompt needs no cut before its end
+    assert (
+        driver.extra_passes == 2
+    )  # 33 and 150; 200 is free, and with 150 below it the prompt needs no cut before its end
     for at in (33, 150):
-        assert driver.cache.match(prompt[:at] + [7, 7]).length == at
+        assert driver.cache.match([*prompt[:at], 7, 7]).length == at
     assert published(driver)["breakpoint"] == 3
 
 
@@ -58,7 +64,7 @@ def test_alignment_moves_paid_cuts_to_the_grid_of_the_run_that_makes_them() -> N
     prompt = tokens(600).tolist()
     driver.turn(prompt, [1], breakpoints=[30, 150, 600])
     assert [step.end for step in driver.steps] == [128, 600]  # 30 falls on 0
-    driver.turn(prompt + [1] + tokens(300, seed=5).tolist(), [1], breakpoints=[700])
+    driver.turn([*prompt, 1, *tokens(300, seed=5).tolist()], [1], breakpoints=[700])
     assert [step.begin for step in driver.steps] == [601, 601 + 64]
 
 
@@ -69,7 +75,7 @@ def test_an_identical_short_prompt_resumes_before_its_end() -> None:
     assert driver.extra_passes == 1
     driver.turn(prompt, [1, 2])
     assert (driver.start, driver.extra_passes) == (92, 0)
-    driver.turn(prompt[:98] + [5, 6, 7], [1])  # a template that dropped the end of the prompt
+    driver.turn([*prompt[:98], 5, 6, 7], [1])  # a template that dropped the end of the prompt
     assert driver.start == 92
 
 
@@ -80,7 +86,7 @@ def test_a_chunked_prompt_resumes_at_its_last_chunk_and_branches_at_half() -> No
     assert driver.extra_passes == 0
     assert driver.cache.match(prompt).length == 960
     for branch in range(128, 1000, 37):
-        assert driver.cache.match(prompt[:branch] + [5, 5]).length >= branch / 2
+        assert driver.cache.match([*prompt[:branch], 5, 5]).length >= branch / 2
 
 
 def test_inner_checkpoints_cost_no_pass() -> None:
@@ -92,9 +98,9 @@ def test_inner_checkpoints_cost_no_pass() -> None:
     assert len({slot for _, slot in step.checkpoints} | {step.write_slot}) == 10
     assert driver.extra_passes == 0
     assert driver.cache.match(prompt).length == 992
-    assert driver.cache.match(prompt[:340] + [5, 5]).length == 333
+    assert driver.cache.match([*prompt[:340], 5, 5]).length == 333
     for branch in range(16, 1000, 37):
-        assert driver.cache.match(prompt[:branch] + [5, 5]).length >= branch / 2
+        assert driver.cache.match([*prompt[:branch], 5, 5]).length >= branch / 2
 
 
 def test_a_kind_that_is_never_used_is_soon_no_longer_made_and_one_that_is_stays() -> None:

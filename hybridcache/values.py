@@ -1,0 +1,97 @@
+"""The plain values that cross between the cache, the pools and an engine: Geometry, Match, Step, Steps, Plan.
+
+They own nothing and import neither torch nor the core.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Int32 = npt.NDArray[np.int32]
+Reason = Literal["cold", "complete", "remainder", "unknown", "no_checkpoint"]
+
+
+class Geometry(NamedTuple):
+    """Where everything lies in the arena. Bytes, unless a name says otherwise.
+
+    Page `p` lies at `p * page_bytes`, slot `s` at `slot_offset + s * slot_stride`.
+    """
+
+    page_size: int  # tokens
+    page_bytes: int
+    slot_bytes: int
+    pages_per_slab: int
+    slab_bytes: int
+    num_slabs: int  # 0: two fixed regions
+    num_pages: int
+    num_slots: int
+    slot_offset: int
+    slot_stride: int
+    total_bytes: int
+
+
+class Match(NamedTuple):
+    """How far a prompt is known (I12).
+
+    length: tokens that a request could skip: KV and a state at exactly this position, at most len(tokens) -
+        1.
+    kv_length: leading tokens that the tree knows.
+    reason: why not further. "cold": nothing is known. "complete": nothing more could be skipped. "remainder":
+        a checkpoint lies at the very end, but one token must be computed. "unknown": all that is known is
+        resumable. "no_checkpoint": KV reaches further than any state.
+    diverged: at kv_length the tree goes on, differently.
+    """
+
+    length: int
+    kv_length: int
+    reason: Reason
+    diverged: bool
+
+
+class Step(NamedTuple):
+    """One forward of one lease over tokens [begin, end).
+
+    read_slot: where its state starts: a checkpoint, -1 (from nothing), or write_slot itself. write_slot:
+    where to leave it. With `copies="eager"` the plan has copied or zeroed write_slot, and kernels update it
+    in place. checkpoints: (position, slot) of states to leave at inner positions (only with
+    inner_checkpoints).
+    """
+
+    begin: int
+    end: int
+    read_slot: int
+    write_slot: int
+    checkpoints: list[tuple[int, int]]
+
+
+class Steps(NamedTuple):
+    """The steps of a batch, one row a lease; rows with ready[i] False found no room and launched nothing.
+
+    ready bool[n], begin and end int64[n], read_slots and write_slots int32[n], checkpoints [(row, position,
+    slot)].
+    """
+
+    ready: npt.NDArray[np.bool_]
+    begin: npt.NDArray[np.int64]
+    end: npt.NDArray[np.int64]
+    read_slots: Int32
+    write_slots: Int32
+    checkpoints: list[tuple[int, int, int]]
+
+
+class Plan(NamedTuple):
+    """What to copy and to zero before the launched steps run; plain data, int32 ids.
+
+    copy_slots and copy_pages are [n, 2] (source, destination), zero_slots and zero_pages [n]. No id is a
+    destination twice, over copies and zeroes together, and none is both source and destination: the order
+    does not matter, and applying it again is harmless.
+    """
+
+    number: int
+    copy_slots: Int32
+    zero_slots: Int32
+    copy_pages: Int32
+    zero_pages: Int32

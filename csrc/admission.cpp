@@ -4,8 +4,8 @@
 
 namespace hybridcache {
 
-bool Admission::make_room(const Need& need) {
-  return feasible(need) && evict_until(need, Eviction::kAnyRank);
+bool Admission::make_room(const Need& need, const Node* held) {
+  return feasible(need, held) && evict_until(need, Eviction::kAnyRank);
 }
 
 bool Admission::make_room_for(Kind kind, const Need& need) {
@@ -23,28 +23,29 @@ bool Admission::evict_until(const Need& need, int max_rank) {
 }
 
 // Each unpinned checkpoint gives one slot, and in the unified arena a whole slab: often that alone decides.
-bool Admission::feasible(const Need& need) const {
+bool Admission::feasible(const Need& need, const Node* held) const {
   if (arena_.satisfies(need.slots, need.pages)) return true;
   const auto unpinned = eviction_.unpinned();
   if (arena_.fixed() && arena_.free_slots() + unpinned < need.slots) return false;
   if (!arena_.fixed() && arena_.free_pages(need.slots - unpinned) >= need.pages &&
       arena_.free_slots() + unpinned >= need.slots)
     return true;
-  return feasible_exactly(need);
+  return feasible_exactly(need, held);
 }
 
 // What would be free if everything unpinned left: the pages that nobody pins, and the slabs that hold none that
 // somebody does.
-bool Admission::feasible_exactly(const Need& need) const {
+bool Admission::feasible_exactly(const Need& need, const Node* held) const {
   std::vector<bool> pinned(arena_.num_pages(), false);
   std::vector<std::int64_t> in_slab(arena_.page_slabs(), 0);
   std::int64_t pages = 0;
-  each_pinned_page_([&](PageId page) {
+  const auto mark = [&](PageId page) {
     if (pinned[page]) return;
     pinned[page] = true;
     ++in_slab[arena_.slab_of(page)];
     ++pages;
-  });
+  };
+  each_pinned_page_(mark, held);
   if (arena_.fixed()) return arena_.num_pages() - pages >= need.pages;
   const auto page_slabs = std::count_if(in_slab.begin(), in_slab.end(), [](auto count) { return count > 0; });
   const auto pinned_slots = arena_.taken_slots() - eviction_.unpinned();

@@ -17,23 +17,23 @@ struct Need {
 
 class Admission {
  public:
-  // Calls its argument with every page that a lease or a pin holds, possibly more than once.
-  using EachPinnedPage = std::function<void(const std::function<void(PageId)>&)>;
+  // Calls its first argument with every page that a lease, a pin or `held` holds, possibly more than once.
+  using EachPinnedPage = std::function<void(const std::function<void(PageId)>&, const Node* held)>;
 
   Admission(Arena& arena, Eviction& eviction, EachPinnedPage each_pinned_page)
       : arena_(arena), eviction_(eviction), each_pinned_page_(std::move(each_pinned_page)) {}
 
   // All or nothing: evicts in order until `need` is there; false, and nothing changed, if evicting everything unpinned
-  // would not do.
-  bool make_room(const Need& need);
+  // would not do. `held` is what the caller itself has pinned so far and nobody else knows of: its own hit is no room.
+  bool make_room(const Need& need, const Node* held);
   // Evicts only what `kind` may replace; false if that is not enough (what has left is gone: it was worth less than
   // room).
   bool make_room_for(Kind kind, const Need& need);
 
  private:
   static int rank_limit(Kind kind) { return kind == Kind::breakpoint || kind == Kind::fork ? Eviction::kAnyRank : 0; }
-  bool feasible(const Need& need) const;
-  bool feasible_exactly(const Need& need) const;
+  bool feasible(const Need& need, const Node* held) const;
+  bool feasible_exactly(const Need& need, const Node* held) const;
   bool evict_until(const Need& need, int max_rank);
 
   Arena& arena_;

@@ -20,7 +20,7 @@ Cache::Cache(const Options& options)
       arena_(options_, digest_),
       tree_(options_.page_size, arena_, contents_, digest_),
       eviction_(options_.policy, tree_),
-      admission_(arena_, eviction_, [this](const auto& visit) { each_pinned_page(visit); }),
+      admission_(arena_, eviction_, [this](const auto& visit, const Node* held) { each_pinned_page(visit, held); }),
       placement_(options_) {}
 
 const Lease& Cache::lease(LeaseId id) const {
@@ -136,7 +136,7 @@ std::optional<Node*> Cache::make_room_to_resume(const std::string& salt, Node* d
     Node* at = node == nullptr ? tree_.make_root(salt) : node;
     tree_.pin(at);
     if (node != nullptr) tree_.pin_checkpoint(node);
-    if (admission_.make_room({1, pages - at->depth / options_.page_size})) return at;
+    if (admission_.make_room({1, pages - at->depth / options_.page_size}, at)) return at;
     if (node != nullptr) tree_.unpin_checkpoint(node);
     Node* shallower = at->parent;
     while (shallower != nullptr && !shallower->checkpoint) shallower = shallower->parent;
@@ -188,7 +188,7 @@ Lease& Cache::add_lease(std::unique_ptr<Lease> lease) {
   return *(leases_[lease->id] = std::move(lease));
 }
 
-void Cache::each_pinned_page(const std::function<void(PageId)>& visit) const {
+void Cache::each_pinned_page(const std::function<void(PageId)>& visit, const Node* held) const {
   const auto path = [&](const Node* node) {
     if (node->checkpoint && node->checkpoint->pins > 0 && node->checkpoint->tail != kNone)
       visit(node->checkpoint->tail);
@@ -200,6 +200,7 @@ void Cache::each_pinned_page(const std::function<void(PageId)>& visit) const {
     if (lease->read != nullptr) path(lease->read);
   }
   for (const auto& [id, pin] : pins_) path(pin.node);
+  if (held != nullptr) path(held);
 }
 
 // ---------------------------------------------------------------- fork
@@ -213,7 +214,8 @@ std::optional<LeaseId> Cache::fork(LeaseId id) {
   const bool publishes = !parent.fresh && (source == nullptr || !source->checkpoint);
   const auto pages = static_cast<Position>(parent.pages.size());
   if (!publishes && at > 0) tree_.pin_checkpoint(source);
-  if (!admission_.make_room({1 + publishes, pages - at / options_.page_size + (publishes && tail_page)})) {
+  if (!admission_.make_room({1 + publishes, pages - at / options_.page_size + (publishes && tail_page)},
+                            publishes ? nullptr : source)) {
     if (!publishes && at > 0) tree_.unpin_checkpoint(source);
     return std::nullopt;
   }

@@ -116,7 +116,7 @@ class Cache {
   void resume(Lease& lease, Node* node, Position pages);
   void keep_tokens(Lease& lease, const Prompt& prompt);
   void take_pages(Lease& lease, Position pages);
-  void each_pinned_page(const std::function<void(PageId)>& visit) const;
+  void each_pinned_page(const std::function<void(PageId)>& visit, const Node* held) const;
 
   // steps.cpp
   void check_launch(const Lease& lease, Position count) const;

@@ -55,7 +55,7 @@ std::optional<Step> Cache::launch_one(Lease& lease, Position count) {
   const auto cut = placement_.cut(lease.course, lease.computed, step_limit(lease, count));
   const auto pages = ceil_div(cut.end, options_.page_size);
   const auto missing = pages - static_cast<Position>(lease.pages.size());
-  if (missing > 0 && !admission_.make_room({0, missing})) {
+  if (missing > 0 && !admission_.make_room({0, missing}, nullptr)) {
     counters_.refused_launches.add();
     return std::nullopt;
   }

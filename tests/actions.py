@@ -1,0 +1,234 @@
+"""What a driver may do next: each action draws its arguments with `pick(n) -> 0..n-1` and calls a Harness.
+
+Owns the choice of arguments (prompts that collide, all stages of a step, every `keep`) and no state.
+hypothesis and the seeded walk share these functions, so a counterexample of either is a list of the same
+calls.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from tests.harness import MAX_IN_FLIGHT, SALTS, Config, Flight, Harness, Pick, draw_config
+
+
+def fed(h: Harness, pick: Pick, n: int) -> list[int]:
+    """`n` tokens out of one choice: hypothesis shrinks one number faster than many."""
+    word = pick(h.config.vocabulary**n)
+    return [word // h.config.vocabulary**i % h.config.vocabulary for i in range(n)]
+
+
+def fresh_path(h: Harness, pick: Pick, longest: int) -> list[Any]:
+    path: list[Any] = fed(h, pick, 1 + pick(longest))
+    if pick(6) == 0:
+        path[pick(len(path))] = (0, (b"cat", b"dog")[pick(2)])
+    return path
+
+
+def room(h: Harness) -> int:
+    """Tokens that fit beside one slot."""
+    arena = h.oracle.arena
+    return (arena.num_pages - (arena.per_slab if arena.unified else 0)) * h.config.page_size
+
+
+def longest_prompt(h: Harness, pick: Pick) -> int:
+    """About a third of what the arena holds, so that several fit; sometimes nearly all of it."""
+    return max(2, min(48, 5 * h.config.page_size + 6, room(h) if pick(10) == 0 else room(h) // 3))
+
+
+def some_path(h: Harness, pick: Pick) -> tuple[bytes, list[Any]]:
+    """A fresh prompt, or an earlier one: the same, extended, cut short, or branched off."""
+    how = pick(6)
+    if how == 0 or not h.history:
+        return SALTS[pick(8) == 7], fresh_path(h, pick, longest_prompt(h, pick))
+    recent = h.history[-12:]
+    salt, path = recent[pick(len(recent))]
+    if how in (1, 2):
+        return salt, path + fresh_path(h, pick, 6)
+    if how == 3:
+        return salt, path[: 1 + pick(len(path))]
+    if how == 4:
+        return salt, path[: pick(len(path))] + fresh_path(h, pick, 8)
+    return (SALTS[pick(2)] if pick(8) == 0 else salt), path
+
+
+def at_stage(h: Harness, *stages: str) -> list[Flight]:
+    return [f for f in h.flights if f.stage in stages]
+
+
+def one(found: list[Flight], pick: Pick) -> Flight:
+    return found[pick(len(found))]
+
+
+def copy_due(h: Harness) -> list[Flight]:
+    """Those whose copy of the partial page is due and not made yet, while they keep their own state."""
+    return [f for f in at_stage(h, "idle") if f.oracle.copy_from is not None and not f.oracle.fresh]
+
+
+def idle(h: Harness, pick: Pick) -> list[Flight]:
+    """Those between two steps; often only one whose copy is due: a rare moment."""
+    due = copy_due(h)
+    return due if due and pick(2) else at_stage(h, "idle")
+
+
+def match(h: Harness, pick: Pick) -> None:
+    h.match(*some_path(h, pick))
+
+
+def reserve(h: Harness, pick: Pick) -> None:
+    if len(h.flights) < MAX_IN_FLIGHT:
+        salt, path = some_path(h, pick)
+        path = path[: longest_prompt(h, pick) * 2] if pick(30) else path
+        if not h.flights and pick(2) == 0:  # alone, and so large that only giving up its own hit makes room
+            path = path + fed(h, pick, max(0, min(room(h), 100) - len(path) - pick(4)))
+        breakpoints = sorted({1 + pick(len(path)) for _ in range(pick(4))}) if pick(2) else []
+        h.reserve(salt, path, breakpoints, pick(9) if pick(2) else 0)
+
+
+def count(flight: Flight, pick: Pick) -> int:
+    """How many tokens: to the prompt's end and beyond, a chunk, or a decode step."""
+    left = flight.oracle.prompt_length - flight.oracle.computed
+    if left > 0:
+        return left + pick(3) if pick(2) else 1 + pick(left)
+    return 1 + pick(4) if pick(4) == 0 else 1
+
+
+def launch(h: Harness, pick: Pick) -> None:
+    if found := at_stage(h, "idle"):
+        flight = one(found, pick)
+        h.launch(flight, count(flight, pick), fed(h, pick, 8))
+
+
+def launch_batch(h: Harness, pick: Pick) -> None:
+    if found := at_stage(h, "idle"):
+        chosen = found[pick(len(found)) :]
+        h.launch_batch(chosen, [count(f, pick) for f in chosen], fed(h, pick, 8))
+
+
+def plan(h: Harness, pick: Pick) -> None:
+    if h.pending is None:
+        h.plan()
+
+
+def apply(h: Harness, pick: Pick) -> None:
+    if h.pending is not None:
+        h.apply()
+    elif pick(4) == 0:
+        h.apply_stale()
+
+
+def run(h: Harness, pick: Pick) -> None:
+    if found := at_stage(h, "applied"):
+        h.run(one(found, pick))
+
+
+def commit(h: Harness, pick: Pick) -> None:
+    if found := at_stage(h, "ran"):
+        h.commit([one(found, pick)], batch=False)
+
+
+def commit_batch(h: Harness, pick: Pick) -> None:
+    if found := at_stage(h, "ran"):
+        h.commit(found[pick(len(found)) :], batch=True)
+
+
+def turn(h: Harness, pick: Pick) -> None:
+    """One whole engine step, the usual life: launch all, plan, apply, run, commit all."""
+    apply(h, pick)
+    launch_batch(h, pick)
+    plan(h, pick)
+    apply(h, pick)
+    for flight in at_stage(h, "applied"):
+        h.run(flight)
+    commit_batch(h, pick)
+    if copy_due(h) and pick(2):
+        (fork, finish)[pick(2)](h, pick)
+
+
+def fork(h: Harness, pick: Pick) -> None:
+    found = idle(h, pick)
+    if found and len(h.flights) < MAX_IN_FLIGHT:
+        h.fork(one(found, pick))
+
+
+def finish(h: Harness, pick: Pick) -> None:
+    if found := idle(h, pick):
+        keep = ("all", "all", "all", "prompt", "nothing")[pick(5)]
+        h.close(one(found, pick), keep, discard=pick(8) == 0)
+
+
+def cancel(h: Harness, pick: Pick) -> None:
+    """Closes a request at any stage of its step, most often while something is under way."""
+    if found := at_stage(h, "launched", "collected", "applied", "ran") or h.flights:
+        h.close(one(found, pick), ("all", "prompt", "nothing")[pick(3)], discard=pick(4) == 0)
+
+
+def drain(h: Harness, pick: Pick) -> None:
+    """Nothing runs for a moment: the next request that needs all of the arena may have it."""
+    if pick(3) == 0:
+        while h.flights:
+            finish(h, pick)
+            cancel(h, pick)
+        apply(h, pick)
+
+
+def pin(h: Harness, pick: Pick) -> None:
+    if len(h.pins) < 3:
+        h.pin(*some_path(h, pick))
+
+
+def release(h: Harness, pick: Pick) -> None:
+    if h.pins:
+        h.release(pick(len(h.pins)))
+
+
+def clear(h: Harness, pick: Pick) -> None:
+    if pick(4) == 0:
+        h.clear((None, *SALTS)[pick(3)])
+
+
+WEIGHTS: dict[Callable[[Harness, Pick], None], int] = {
+    match: 3,
+    reserve: 14,
+    launch: 10,
+    launch_batch: 4,
+    plan: 10,
+    apply: 10,
+    run: 12,
+    commit: 10,
+    commit_batch: 3,
+    turn: 14,
+    fork: 4,
+    finish: 7,
+    cancel: 3,
+    drain: 2,
+    pin: 1,
+    release: 2,
+    clear: 1,
+}
+
+
+def random_walk(
+    seed: int,
+    steps: int,
+    make_core: Callable[[Config], Any] | None = None,
+    after: Callable[[Harness], None] | None = None,
+    actions: dict[Any, int] = WEIGHTS,
+) -> Harness:
+    """`steps` actions drawn from `seed`, all verified after each; fails with both sides printed."""
+    rng = random.Random(seed)
+    h = Harness(draw_config(rng.randrange), seed, make_core)
+    chosen = rng.choices(list(actions), list(actions.values()), k=steps)
+    for number, action in enumerate(chosen):
+        try:
+            action(h, rng.randrange)
+            h.verify()
+            if after is not None:
+                after(h)
+        except Exception as error:
+            raise AssertionError(
+                f"seed {seed}, action {number} {action.__name__}: {error!r}\n{h.report()}"
+            ) from error
+    return h

@@ -1,0 +1,111 @@
+"""Calls that a caller must not make: each raises its documented type and changes nothing (I6).
+
+Owns the list of mistakes; of the core it reads `digest`, `dump` and `stats` before and after. The oracle
+never sees these calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from hybridcache.errors import StateError
+from tests.harness import Flight, Harness, Pick
+
+Mistake = tuple[str, Callable[[], Any], type[Exception] | tuple[type[Exception], ...]]
+
+
+def wrong_arguments(h: Harness) -> Iterator[Mistake]:
+    core, far = h.core, 2**20
+    yield "no token", lambda: core.reserve([]), ValueError
+    yield "match of no token", lambda: core.match([]), ValueError
+    yield "a negative token", lambda: core.reserve([1, -1]), ValueError
+    yield "a token beyond int32", lambda: core.match(np.array([1, 2**31], dtype=np.int64)), ValueError
+    yield "no tokens at all", lambda: core.reserve(None), TypeError
+    yield "text", lambda: core.reserve(["a"]), TypeError
+    yield "fractions", lambda: core.match(np.array([1.5, 2.0])), TypeError
+    yield "salt is text", lambda: core.reserve([1], salt="tenant"), TypeError
+    yield "negative max_new_tokens", lambda: core.reserve([1], max_new_tokens=-1), ValueError
+    yield "max_new_tokens is text", lambda: core.reserve([1], max_new_tokens="1"), TypeError
+    yield "more than the arena", lambda: core.reserve([1], max_new_tokens=far), ValueError
+    yield "content beyond the prompt", lambda: core.reserve([1], content_keys=[(1, b"x")]), ValueError
+    yield "content before the prompt", lambda: core.reserve([1], content_keys=[(-1, b"x")]), ValueError
+    yield "content is text", lambda: core.match([1], content_keys=[(0, "x")]), TypeError
+    yield "salt of clear is text", lambda: core.clear(salt="tenant"), TypeError
+    yield "not a plan", lambda: core.applied(7), TypeError
+    yield (
+        "fewer counts than leases",
+        lambda: core.launch([f.core for f in h.flights] + [None], [1]),
+        (ValueError, TypeError),
+    )
+
+
+def wrong_order(h: Harness, flight: Flight) -> Iterator[Mistake]:
+    lease, stage = flight.core, flight.stage
+    yield "no token at all to launch", lambda: lease.launch(0), ValueError
+    yield "launch of a fraction", lambda: lease.launch(1.5), TypeError
+    yield "an unknown keep", lambda: lease.close(keep="some"), ValueError
+    yield "one lease twice", lambda: h.core.launch([lease, lease], [1, 1]), (ValueError, StateError)
+    if stage == "idle":
+        yield "commit without a step", lease.commit, StateError
+        if lease.computed >= lease.prompt_length:
+            yield "more than the arena", lambda: lease.launch(2**20), ValueError
+        return
+    yield "launch of an open step", lambda: lease.launch(1), StateError
+    yield "fork of an open step", lease.fork, StateError
+    idle = [f.core for f in h.flights if f.stage == "idle"]
+    yield (
+        "a batch with one open step",
+        lambda: h.core.launch([*idle, lease], [1] * (len(idle) + 1)),
+        StateError,
+    )
+    if stage in ("launched", "collected"):
+        yield "commit before the plan was applied", lambda: lease.commit(flight.feed), StateError
+    else:
+        yield "commit of too many tokens", lambda: lease.commit([*flight.feed, 1]), ValueError
+        yield "a batch with one wrong count", lambda: h.core.commit([lease], [*flight.feed, 1, 1]), ValueError
+        if flight.feed:
+            yield "commit of a negative token", lambda: lease.commit([-1] * len(flight.feed)), ValueError
+
+
+def mistakes(h: Harness, pick: Pick) -> list[Mistake]:
+    found = list(wrong_arguments(h))
+    if h.flights:
+        found += wrong_order(h, h.flights[pick(len(h.flights))])
+    if h.pending is not None:
+        found.append(("plan while one is pending", h.core.plan, StateError))
+    if h.closed is not None:
+        dead = h.closed
+        found += [
+            ("closed: launch", lambda: dead.launch(1), StateError),
+            ("closed: commit", dead.commit, StateError),
+            ("closed: fork", dead.fork, StateError),
+            ("closed: twice", dead.close, StateError),
+            ("closed: batch", lambda: h.core.launch([dead], [1]), StateError),
+        ]
+    return found
+
+
+def bad_call(h: Harness, pick: Pick) -> None:
+    """I6: a refused call leaves digest, dump and stats as they were."""
+    if h.core is None:
+        return
+    found = mistakes(h, pick)
+    name, call, expected = found[pick(len(found))]
+    before = (h.core.digest, h.core.dump(), h.core.stats())
+    h.log.append(f"bad call: {name}")
+    error = raised(call)
+    accepted = expected if isinstance(expected, tuple) else (expected,)
+    assert type(error) in accepted and str(error), f"{name}: {error!r}, expected {expected}"
+    assert before == (h.core.digest, h.core.dump(), h.core.stats()), f"I6: {name} changed something"
+    h.events["bad_calls"] += 1
+
+
+def raised(call: Callable[[], Any]) -> Exception | None:
+    try:
+        call()
+    except Exception as error:
+        return error
+    return None

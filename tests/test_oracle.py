@@ -1,0 +1,508 @@
+"""Small cases of the oracle worked out by hand from docs/design.md, and a walk of oracle and symbolic memory
+alone.
+
+The walk tests the design itself, before and without the core: if a lease of the oracle could ever read a
+wrong slot or page, the symbolic memory says so. The faults at the end show that it would.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from tests.actions import random_walk
+from tests.harness import Config, Flight, Harness
+from tests.oracle import Oracle
+from tests.oracle_store import Arena, Store
+from tests.oracle_types import Lease
+
+
+def harness(
+    page_size: int = 4, per_slab: int = 2, slabs: int = 40, pages: int = 0, slots: int = 0, **options: Any
+) -> Harness:
+    options = {"pass_cost": 512, "interior_spacing": 1024, **options}
+    return Harness(Config(page_size, per_slab, slabs, pages, slots, options=options))
+
+
+def opened(
+    h: Harness, tokens: list[Any], breakpoints: tuple[int, ...] = (), max_new: int = 0, salt: bytes = b""
+) -> Flight:
+    flights = len(h.flights)
+    h.reserve(salt, tokens, list(breakpoints), max_new)
+    assert len(h.flights) == flights + 1, "no room"
+    return h.flights[-1]
+
+
+def advance(h: Harness, flight: Flight, n: int, feed: tuple[int, ...] = ()) -> Any:
+    h.launch(flight, n, feed)
+    step = flight.oracle.open.step
+    h.plan()
+    h.apply()
+    h.run(flight)
+    h.commit([flight], batch=False)
+    h.verify()
+    return step
+
+
+def prefill(h: Harness, flight: Flight) -> None:
+    while flight.oracle.computed < flight.oracle.prompt_length:
+        advance(h, flight, flight.oracle.prompt_length)
+
+
+def conversation(h: Harness, tokens: list[Any], salt: bytes = b"", **kw: Any) -> None:
+    flight = opened(h, tokens, salt=salt, **kw)
+    prefill(h, flight)
+    h.close(flight, "all", False)
+    h.verify()
+
+
+def depths(h: Harness) -> list[int]:
+    return sorted(len(path) for _, path in h.oracle.store.checkpoints)
+
+
+def kinds(h: Harness) -> dict[int, str]:
+    return {len(c.key[1]): c.kind for c in h.oracle.store.checkpoints.values()}
+
+
+# ---- arena
+
+
+def test_pages_fill_home_then_the_fullest_slab_then_the_lowest_free_one() -> None:
+    arena = Arena(True, 3, 12, 4)
+    assert [arena.take_page(None) for _ in range(4)] == [0, 1, 2, 3]
+    assert arena.take_slot() == 2
+    assert arena.take_page(0) == 4, "home is full: the fullest partly used slab"
+    arena.free_page(0)
+    arena.free_page(1)
+    assert arena.take_page(None) == 5, "slab 1 has two used pages, slab 0 one"
+    arena.free_page(5)
+    assert arena.take_page(0) == 0, "home first, although slab 1 is fuller"
+    assert arena.take_page(3) == 1, (
+        "a free home slab is no home, and among equally full ones the lowest id counts"
+    )
+    assert arena.take_page(None) == 5
+    assert arena.satisfied(1, 0) and arena.satisfied(0, 3) and not arena.satisfied(1, 1), (
+        "only slab 3 is left"
+    )
+
+
+def test_a_free_slab_can_become_a_slot_and_its_pages_become_dirty() -> None:
+    arena = Arena(True, 2, 4, 2)
+    arena.dirty.clear()
+    page = arena.take_page(None)
+    arena.free_page(page)
+    assert arena.take_slot() == 0 and arena.dirty == {0, 1}
+    assert arena.satisfied(1, 0) and arena.satisfied(0, 2) and not arena.satisfied(1, 1)
+
+
+def test_fixed_regions_never_trade_and_the_last_slab_may_be_short() -> None:
+    arena = Arena(False, 2, 5, 3)
+    assert [arena.take_page(None) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert arena.take_slot() == 0 and arena.free_slots() == [1, 2]
+    assert not arena.satisfied(0, 1) and arena.satisfied(2, 0) and not arena.satisfied(3, 0)
+
+
+# ---- match
+
+
+def test_match_reasons() -> None:
+    h = harness()
+    path = list(range(1, 11))
+    assert h.oracle.match(path) == (0, 0, "cold", False)
+    conversation(h, path)
+    assert depths(h) == [10] and kinds(h) == {10: "prompt_end"}
+    assert h.oracle.match(path) == (0, 10, "remainder", False)
+    assert h.oracle.match([*path, 7]) == (10, 10, "complete", False)
+    assert h.oracle.match([*path, 7, 7]) == (10, 10, "unknown", False)
+    assert h.oracle.match([*path[:6], 77]) == (0, 6, "no_checkpoint", True)
+    assert h.oracle.match(path[:6]) == (0, 6, "no_checkpoint", False), (
+        "I3, and nothing diverges at the end of the prompt"
+    )
+    assert h.oracle.match([*path, 7], salt=b"other") == (0, 0, "cold", False), "I8"
+
+
+def test_a_partial_match_in_one_child_does_not_go_on_in_that_childs_children() -> None:
+    h = harness(page_size=1)
+    for path in ([1, 2, 3, 7, 8], [1, 2, 3, 9, 9]):
+        conversation(h, path)
+    assert h.oracle.match([1, 2, 7, 8, 5])[:2] == (0, 2)
+    assert kinds(h) == {5: "prompt_end"} and len(h.oracle.store.pages) == 7
+
+
+def test_content_keys_and_salts_keep_equal_tokens_apart() -> None:
+    h = harness(page_size=1)
+    conversation(h, [5, (6, b"cat"), 7])
+    assert h.oracle.match([5, 6, 7, 8], content_keys=[(1, b"cat")]).length == 3
+    assert h.oracle.match([5, 6, 7, 8], content_keys=[(1, b"dog")])[:2] == (0, 1)
+    assert h.oracle.match([5, 6, 7, 8])[:2] == (0, 1)
+
+
+# ---- one lease
+
+
+def test_a_boundary_inside_a_page_hands_over_slot_and_page() -> None:
+    h = harness(page_size=4, per_slab=2)
+    flight = opened(h, list(range(1, 7)), max_new=4)
+    lease = flight.oracle
+    assert (lease.live_slot, lease.pages, lease.capacity) == (0, [2, 3, 4], 12)
+    step = advance(h, flight, 6)
+    assert step == (0, 6, -1, 0, [])
+    assert (lease.live_slot, lease.pages, lease.boundary, lease.fresh) == (3, [2, 5, 4], 6, True)
+    assert h.oracle.store.checkpoints[b"", (1, 2, 3, 4, 5, 6)].tail == 3
+    h.launch(flight, 1, (9,))
+    assert lease.open is not None and lease.open.step == (6, 7, 0, 3, [])
+    h.plan()
+    assert h.pending is not None and h.pending[0] == (2, [(0, 3)], [], [(3, 5)], [])
+    h.apply()
+    h.run(flight)
+    h.commit([flight], batch=False)
+    assert (lease.boundary, lease.live_slot, lease.fresh) == (6, 3, False)
+    h.close(flight, "all", False)
+    h.verify()
+    assert kinds(h) == {6: "prompt_end", 7: "turn_end"}
+    assert h.oracle.store.checkpoints[b"", (1, 2, 3, 4, 5, 6)].superseded
+    assert h.oracle.arena.slots == {0, 3} and h.oracle.arena.pages == {2, 3, 5}, (
+        "the page never reached (4) is free"
+    )
+
+
+def test_dirty_pages_are_zeroed_once_and_not_before_the_plan_is_collected() -> None:
+    h = harness(page_size=2, per_slab=1)
+    first = opened(h, [1, 2, 3])
+    h.launch(first, 3, ())
+    h.close(first, "all", False)
+    h.plan()
+    assert h.pending is not None and h.pending[0].zero_pages == [], (
+        "a booking that was not collected is dropped"
+    )
+    h.apply()
+    second = opened(h, [1, 2, 3])
+    h.launch(second, 3, ())
+    h.plan()
+    assert h.pending[0].zero_pages == [1, 2] and h.pending[0].zero_slots == [0]
+    h.apply()
+    h.run(second)
+    h.close(second, "all", True)
+    third = opened(h, [1, 2, 3])
+    h.launch(third, 3, ())
+    h.plan()
+    assert h.pending[0].zero_pages == [], "clean pages of the same role are not scrubbed again"
+
+
+def test_a_lease_closed_under_a_collected_plan_rests_until_it_is_applied() -> None:
+    h = harness(page_size=2, per_slab=1)
+    flight = opened(h, [1, 2, 3])
+    h.launch(flight, 3, ())
+    h.plan()
+    h.close(flight, "all", False)
+    h.verify()
+    assert h.oracle.arena.slots == {0} and h.oracle.arena.pages == {1, 2}, "I10"
+    h.apply()
+    assert not h.oracle.arena.slots and not h.oracle.arena.pages
+
+
+def test_a_fork_publishes_where_its_parent_stands_and_both_go_on() -> None:
+    h = harness(page_size=4, per_slab=1)
+    flight = opened(h, [1, 2, 3, 4, 5], max_new=3)
+    prefill(h, flight)
+    advance(h, flight, 1, (6,))
+    h.fork(flight)
+    h.verify()
+    child = h.flights[-1].oracle
+    assert kinds(h) == {5: "prompt_end", 6: "fork"}
+    assert (child.start, child.boundary, child.fresh, flight.oracle.fresh) == (6, 6, True, True)
+    source = h.oracle.store.checkpoints[b"", (1, 2, 3, 4, 5, 6)]
+    assert source.pins == 2 and child.read is source and flight.oracle.read is source
+    advance(h, flight, 1, (7,))
+    advance(h, h.flights[-1], 1, (8,))
+    assert source.pins == 0
+    h.fork(flight)
+    assert kinds(h)[7] == "fork"
+    h.fork(flight)
+    assert len(h.oracle.store.checkpoints) == 3, "a fresh parent publishes nothing"
+
+
+def test_a_pending_copy_of_the_partial_page_is_not_mistaken_for_the_page() -> None:
+    """An inner checkpoint takes the partial page; until the next plan the lease's own copy of it is empty."""
+    for use in ("close", "fork"):
+        h = harness(page_size=8, inner_checkpoints=True)
+        flight = opened(h, list(range(1, 41)), breakpoints=(10,))
+        assert [p for p, _ in advance(h, flight, 12).checkpoints] == [10]
+        inner = h.oracle.store.checkpoints[b"", tuple(range(1, 11))]
+        tail = inner.tail
+        assert not flight.oracle.fresh and flight.oracle.copy_from == tail and inner.pins == 1, (
+            "it may not leave yet"
+        )
+        if use == "close":
+            h.close(flight, "all", False)
+        else:
+            h.fork(flight)
+            advance(h, h.flights[-1], 1)
+        h.verify()
+        assert h.oracle.store.checkpoints[b"", tuple(range(1, 13))].tail == tail
+
+
+# ---- placement
+
+
+def test_a_fork_is_wanted_on_first_sight_and_serves_the_third_sharer() -> None:
+    h = harness(page_size=4, pass_cost=2)
+    conversation(h, [1, 2, 3, 4, 5, 6])
+    flight = opened(h, [1, 2, 3, 4, 9, 9])
+    assert flight.oracle.wanted == [(4, "fork")]
+    assert advance(h, flight, 6)[:2] == (0, 4) and flight.oracle.extra_passes == 1
+    assert kinds(h)[4] == "fork"
+    assert h.oracle.match([1, 2, 3, 4, 7, 7]).length == 4
+    dear = harness(page_size=4, pass_cost=5)
+    conversation(dear, [1, 2, 3, 4, 5, 6])
+    assert opened(dear, [1, 2, 3, 4, 9, 9]).oracle.wanted == []
+
+
+def test_the_first_prompt_is_cut_before_its_end_and_the_next_turn_is_not() -> None:
+    h = harness(page_size=4, pass_cost=4)
+    path = list(range(1, 21))
+    flight = opened(h, path)
+    assert advance(h, flight, 20)[:2] == (0, 12) and advance(h, flight, 20)[:2] == (12, 20)
+    h.close(flight, "all", False)
+    assert kinds(h) == {12: "cut", 20: "prompt_end"}
+    following = opened(h, [*path, *range(30, 50)])
+    assert following.oracle.start == 20 and not following.oracle.branches
+    assert advance(h, following, 40)[:2] == (20, 40) and following.oracle.extra_passes == 0
+
+
+def test_alignment_moves_a_paid_cut_down_and_drops_what_falls_on_begin() -> None:
+    h = harness(page_size=4, alignment=4)
+    flight = opened(h, list(range(1, 15)), breakpoints=(3, 6, 14))
+    assert advance(h, flight, 14)[:2] == (0, 4), "3 falls on 0 and is dropped, 6 takes effect at 4"
+    assert advance(h, flight, 2)[:2] == (4, 6), "a wanted end is exact"
+    assert advance(h, flight, 14)[:2] == (6, 14)
+    assert kinds(h) == {4: "breakpoint", 6: "breakpoint", 14: "breakpoint"}
+
+
+def test_inner_checkpoints_do_not_shorten_the_step() -> None:
+    h = harness(page_size=4, per_slab=1, inner_checkpoints=True, interior_spacing=2)
+    flight = opened(h, list(range(1, 14)))
+    assert flight.oracle.wanted == [(2, "interior"), (4, "interior"), (5, "cut"), (8, "interior")]
+    step = advance(h, flight, 13)
+    assert step[:2] == (0, 13) and [p for p, _ in step.checkpoints] == [2, 4, 5, 8]
+    assert depths(h) == [2, 4, 5, 8, 13]
+    tails = {len(c.key[1]): c.tail for c in h.oracle.store.checkpoints.values()}
+    first_page, second_page = flight.oracle.pages[:2]
+    assert (tails[2], tails[4], tails[5], tails[8]) == (first_page, None, second_page, None)
+    assert [
+        c.superseded for c in sorted(h.oracle.store.checkpoints.values(), key=lambda c: len(c.key[1]))
+    ] == [True, True, True, True, False]
+
+
+def test_a_kind_that_nobody_uses_is_soon_made_only_every_sixteenth_time() -> None:
+    h = harness(page_size=4, slabs=200)
+    prompt_ends = []
+    for i in range(50):
+        flight = opened(h, [100 + i, 1, 2])
+        prefill(h, flight)
+        prompt_ends.append(flight.oracle.boundary == 3)
+        h.close(flight, "all", False)
+    assert [i + 1 for i, made in enumerate(prompt_ends) if made] == [*range(1, 17), 32, 48]
+
+
+# ---- admission and eviction
+
+
+def test_superseded_checkpoints_leave_first_then_the_oldest() -> None:
+    h = harness(page_size=2, per_slab=1, slabs=8)
+    conversation(h, [9, 9])
+    flight = opened(h, [1, 2])
+    prefill(h, flight)
+    advance(h, flight, 2, (3, 4))
+    h.close(flight, "all", False)
+    ranked = [(c.key[1], c.superseded) for c in h.oracle.store.order.values()]
+    assert ranked == [((1, 2), True), ((9, 9), False), ((1, 2, 3, 4), False)]
+    opened(h, [7, 7, 7, 7])  # needs a slot and two pages; two slabs are free
+    assert (b"", (1, 2)) not in h.oracle.store.checkpoints and (b"", (9, 9)) in h.oracle.store.checkpoints
+
+
+def test_no_room_is_none_and_evicts_nothing() -> None:
+    h = harness(page_size=2, per_slab=1, slabs=6)
+    conversation(h, [9, 9])
+    opened(h, [1, 2])
+    before = list(h.oracle.store.order)
+    h.reserve(b"", [3, 4, 5, 6, 7, 8, 9, 9], [], 0)
+    assert len(h.flights) == 1 and list(h.oracle.store.order) == before
+    with pytest.raises(ValueError, match="tokens"):
+        h.oracle.reserve(list(range(12)))
+
+
+def test_alone_a_request_gives_up_its_own_hit_rather_than_wait_for_ever() -> None:
+    h = harness(page_size=2, per_slab=1, slabs=5)
+    conversation(h, [1, 2])
+    flight = opened(h, [1, 2, 3, 4, 5, 6, 7])
+    assert flight.oracle.start == 0 and flight.oracle.match.length == 0 and flight.oracle.match.kv_length == 2
+    assert not h.oracle.store.checkpoints
+
+
+def test_in_fixed_regions_missing_pages_take_the_lowest_leaf() -> None:
+    h = harness(page_size=2, per_slab=1, pages=6, slots=9)
+    flight = opened(h, [1, 2], max_new=2)
+    prefill(h, flight)
+    advance(h, flight, 2, (3, 4))
+    h.close(flight, "all", False)
+    conversation(h, [9, 9, 9, 9])
+    opened(h, [7, 7, 7, 7, 7])
+    assert depths(h) == [2, 4], "(1, 2, 3, 4) left, not the superseded (1, 2), whose page it shares"
+
+
+def test_what_stays_when_nothing_runs_is_capped() -> None:
+    h = harness(page_size=2, per_slab=1, max_cached_bytes=2 * 64)
+    for i in range(4):
+        conversation(h, [i, 1])
+        assert h.oracle.cached_bytes() <= 128
+    assert sorted(path for _, path in h.oracle.store.checkpoints) == [(2, 1), (3, 1)]
+
+
+def test_keep_nothing_supersedes_the_leaf_it_leaves() -> None:
+    h = harness(page_size=2)
+    flight = opened(h, [1, 2, 3])
+    prefill(h, flight)
+    advance(h, flight, 1, (4,))
+    h.close(flight, "nothing", False)
+    assert [c.superseded for c in h.oracle.store.checkpoints.values()] == [True] and depths(h) == [3]
+
+
+def test_a_pin_holds_its_checkpoint_through_clear() -> None:
+    h = harness(page_size=2)
+    conversation(h, [1, 2, 3])
+    conversation(h, [5, 5])
+    h.pin(b"", [1, 2, 3, 4])
+    assert h.pins[0][0].length == 3
+    assert h.oracle.clear() == 1 and depths(h) == [3]
+    h.release(0)
+    assert h.oracle.clear(salt=b"other") == 0 and h.oracle.clear() == 1
+    assert not h.oracle.arena.pages and not h.oracle.arena.slots
+
+
+# ---- the design, walked at random, and faults that the walk must see
+
+EVENTS = (
+    "hit",
+    "evicted",
+    "no_room",
+    "no_room_at_launch",
+    "no_room_at_fork",
+    "retried",
+    "fork_published",
+    "tails_copied",
+    "slot_to_page",
+    "page_to_slot",
+    "rested",
+    "superseded",
+    "inner",
+    "dropped_checkpoints",
+    "extra_passes",
+    "closed_launched",
+    "closed_collected",
+    "closed_applied",
+    "closed_ran",
+    "cleared",
+    "pinned",
+    "too_large",
+    "closed_before_copy",
+    "forked_before_copy",
+)
+
+
+def test_the_design_alone_never_reads_what_was_not_written() -> None:
+    events: Counter[str] = Counter()
+    steps = 0
+    for seed in range(300):
+        h = random_walk(seed, 150)
+        events += h.total_events()
+        steps += h.steps
+    assert steps == 45_000
+    assert not [name for name in EVENTS if events[name] < 5], events
+
+
+def forget_dirty(patch: Any) -> None:
+    take_slot = Arena.take_slot
+
+    def faulty(self: Arena) -> int:
+        dirty = set(self.dirty)
+        slot = take_slot(self)
+        self.dirty = dirty
+        return slot
+
+    patch.setattr(Arena, "take_slot", faulty)
+
+
+def match_the_whole_prompt(patch: Any) -> None:
+    find = Oracle._checkpoint_at_or_below
+    patch.setattr(
+        Oracle,
+        "_checkpoint_at_or_below",
+        lambda self, path, salt, depth: find(self, path, salt, depth + (depth == len(path) - 1)),
+    )
+
+
+def free_at_once(patch: Any) -> None:
+    def faulty(self: Oracle, lease: Lease, *, keep: str = "all", discard: bool = False) -> None:
+        lease.closed, lease.keep = True, keep
+        self.leases.remove(lease)
+        self.booked = [x for x in self.booked if x is not lease.open]
+        self._let_go(lease)
+
+    patch.setattr(Oracle, "close", faulty)
+
+
+def keep_bookings_of_the_closed(patch: Any) -> None:
+    let_go = Oracle._let_go
+
+    def faulty(self: Oracle, lease: Lease) -> None:
+        if lease.open is not None and lease.open.number is None:
+            self.booked.append(lease.open)
+        let_go(self, lease)
+
+    patch.setattr(Oracle, "_let_go", faulty)
+
+
+def no_read_pin(patch: Any) -> None:
+    patch.setattr(Store, "pin", lambda self, checkpoint, by: None)
+
+
+def copy_not_yet_made(patch: Any) -> None:
+    give = Oracle._give_partial
+
+    def faulty(self: Oracle, lease: Lease) -> int | None:
+        lease.copy_from = None
+        return give(self, lease)
+
+    patch.setattr(Oracle, "_give_partial", faulty)
+
+
+def salts_are_one(patch: Any) -> None:
+    patch.setattr(
+        Store, "supports", lambda self, salt: (path for _, path in (*self.checkpoints, *self.anchors))
+    )
+
+
+def walk_until_seen(seeds: int) -> None:
+    for seed in range(seeds):
+        random_walk(seed, 200)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        forget_dirty,
+        match_the_whole_prompt,
+        free_at_once,
+        keep_bookings_of_the_closed,
+        no_read_pin,
+        copy_not_yet_made,
+        salts_are_one,
+    ],
+)
+def test_a_faulty_design_is_seen(fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault(monkeypatch)
+    with pytest.raises(AssertionError):
+        walk_until_seen(400)

@@ -26,13 +26,14 @@ class Admission {
   // All or nothing: evicts in order until `need` is there; false, and nothing changed, if evicting everything unpinned
   // would not do. `held` is what the caller itself has pinned so far and nobody else knows of: its own hit is no room.
   bool make_room(const Need& need, const Node* held);
+  // Whether make_room(need) would succeed; slots = -1 asks as if one more slot were free.
+  bool feasible(const Need& need, const Node* held) const;
   // Evicts only what `kind` may replace; false if that is not enough (what has left is gone: it was worth less than
   // room).
   bool make_room_for(Kind kind, const Need& need);
 
  private:
   static int rank_limit(Kind kind) { return kind == Kind::breakpoint || kind == Kind::fork ? Eviction::kAnyRank : 0; }
-  bool feasible(const Need& need, const Node* held) const;
   bool feasible_exactly(const Need& need, const Node* held) const;
   bool evict_until(const Need& need, int max_rank);
 

@@ -26,6 +26,7 @@ Arena::Arena(const Options& options, Digest& digest)
   for (std::int64_t slot = 0; fixed_ && slot < slots; ++slot)
     free_slots_.insert(free_slots_.end(), static_cast<SlotId>(slot));
   page_taken_.assign(pages, false);
+  page_held_.assign(pages, false);
   slot_taken_.assign(slots, false);
   dirty_.assign(pages, true);
   page_counts_.assign(pages, 0);
@@ -86,20 +87,26 @@ void Arena::set_used(std::int32_t slab, std::int64_t used) {
 PageId Arena::take_page(std::int32_t& home) {
   home = choose_slab(home);
   const PageId page = lowest_free_page(home);
-  page_taken_[page] = true;
+  page_taken_[page] = page_held_[page] = true;
   set_used(home, slabs_[home].used + 1);
   taken_pages_.add();
   digest_.mix(kTakePage, page);
   return page;
 }
 
-void Arena::free_page(PageId page) {
-  ensure(page_taken_[page] && page_counts_[page] == 0, "free_page of a page that is free or counted");
+void Arena::free_unless_used(PageId page) {
+  if (page_held_[page] || page_counts_[page] > 0) return;
   page_taken_[page] = false;
   const auto slab = slab_of(page);
   set_used(slab, slabs_[slab].used - 1);
   taken_pages_.add(-1);
   digest_.mix(kFreePage, page);
+}
+
+void Arena::release_page(PageId page) {
+  ensure(page_held_[page], "release_page of a page that no lease holds");
+  page_held_[page] = false;
+  free_unless_used(page);
 }
 
 void Arena::count_page(PageId page) {
@@ -111,7 +118,7 @@ void Arena::uncount_page(PageId page) {
   ensure(page_counts_[page] > 0, "uncount_page of a page that is not counted");
   if (--page_counts_[page] > 0) return;
   counted_pages_.add(-1);
-  free_page(page);
+  free_unless_used(page);
 }
 
 std::int64_t Arena::free_pages(std::int64_t slots) const {

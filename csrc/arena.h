@@ -29,9 +29,11 @@ class Arena {
   // `home` is the slab of the lease's last page (kNone at first); it is left at the slab of the new page.
   // REQUIRES: a free page or slab.
   PageId take_page(std::int32_t& home);
-  void free_page(PageId page);
 
-  // Counted pages are the tree's: once for a node, once for each tail. The last uncount frees the page.
+  // A page that was taken is held by its lease until it is released, or joins the tree as a node's.
+  void release_page(PageId page);
+  // Counted pages are the tree's: once for a node, once for each tail. A page is free when it is neither held nor
+  // counted; held and counted, it is a tail in which the lease that wrote it goes on.
   void count_page(PageId page);
   void uncount_page(PageId page);
 
@@ -58,6 +60,7 @@ class Arena {
   std::int32_t slab_of(PageId page) const { return static_cast<std::int32_t>(page / pages_per_slab_); }
   bool holds_pages(std::int32_t slab) const { return slabs_[slab].used > 0; }
   bool page_taken(PageId page) const { return page_taken_[page]; }
+  bool page_held(PageId page) const { return page_held_[page]; }
   bool slot_taken(SlotId slot) const { return slot_taken_[slot]; }
   std::int32_t page_count(PageId page) const { return page_counts_[page]; }
 
@@ -73,6 +76,7 @@ class Arena {
 
   std::int32_t choose_slab(std::int32_t home) const;
   PageId lowest_free_page(std::int32_t slab) const;
+  void free_unless_used(PageId page);
   void set_used(std::int32_t slab, std::int64_t used);
   bool has_free_page(std::int32_t slab) const {
     return slabs_[slab].used > 0 && slabs_[slab].used < slabs_[slab].capacity;
@@ -86,6 +90,7 @@ class Arena {
   std::set<std::int32_t> free_slots_;                        // fixed arena only
   std::set<std::pair<std::int64_t, std::int32_t>> partial_;  // (-used, slab): the fullest partly used slab first
   std::vector<bool> page_taken_;
+  std::vector<bool> page_held_;
   std::vector<bool> slot_taken_;
   std::vector<bool> dirty_;
   std::vector<std::int32_t> page_counts_;

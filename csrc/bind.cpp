@@ -14,17 +14,43 @@ using namespace hybridcache;
 
 namespace {
 
-// One thread at a time, and no way back in from a callback.
+struct Lock {
+  std::atomic_flag busy;
+  bool broken = false;
+};
+
+// One thread at a time, no way back in from a callback, and none after a change that broke off half-way: what is then
+// in the cache must not be served.
 class Door {
  public:
-  explicit Door(std::atomic_flag& busy) : busy_(busy) {
-    if (busy_.test_and_set()) throw ConcurrencyError("cache: another call is inside, expected one thread at a time");
+  explicit Door(Lock& lock) : lock_(lock) {
+    if (lock_.busy.test_and_set())
+      throw ConcurrencyError("cache: another call is inside, expected one thread at a time");
+    if (!lock_.broken) return;
+    lock_.busy.clear();
+    throw InvariantError("cache: an earlier call broke off in the middle of a change; close it and make a new one");
   }
-  ~Door() { busy_.clear(); }
+  ~Door() { lock_.busy.clear(); }
   Door(const Door&) = delete;
 
+  // Runs a call that changes the cache. A caller's mistake is raised before anything changed; whatever else is raised
+  // (out of memory, a broken invariant) leaves the cache closed to all further calls.
+  template <class Call>
+  auto change(Call call) {
+    try {
+      return call();
+    } catch (const std::invalid_argument&) {
+      throw;
+    } catch (const StateError&) {
+      throw;
+    } catch (...) {
+      lock_.broken = true;
+      throw;
+    }
+  }
+
  private:
-  std::atomic_flag& busy_;
+  Lock& lock_;
 };
 
 // A read-only view of the caller's tokens, valid while it lives.
@@ -115,11 +141,12 @@ class Tokens {
   void from_sequence(const py::object& sequence) {
     if (!PySequence_Check(sequence.ptr()) || PyUnicode_Check(sequence.ptr()))
       refuse_type("a " + std::string(Py_TYPE(sequence.ptr())->tp_name));
-    const auto fast = py::reinterpret_steal<py::object>(PySequence_Fast(sequence.ptr(), "tokens"));
-    if (!fast) throw py::error_already_set();
-    const auto count = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(fast.ptr()));
+    // A tuple of its own: an element's __index__ may change the list under us.
+    const auto items = py::reinterpret_steal<py::object>(PySequence_Tuple(sequence.ptr()));
+    if (!items) throw py::error_already_set();
+    const auto count = static_cast<std::size_t>(PyTuple_GET_SIZE(items.ptr()));
     copy_.reserve(count);
-    for (std::size_t i = 0; i < count; ++i) copy_.push_back(one(PySequence_Fast_GET_ITEM(fast.ptr(), i), i));
+    for (std::size_t i = 0; i < count; ++i) copy_.push_back(one(PyTuple_GET_ITEM(items.ptr(), i), i));
     span_ = copy_;
   }
 
@@ -173,6 +200,30 @@ py::list inner(const Step& step) {
   return out;
 }
 
+py::tuple to_tuple(const std::vector<std::optional<Step>>& steps) {
+  const auto count = static_cast<py::ssize_t>(steps.size());
+  py::array_t<bool> ready(count);
+  py::array_t<Position> begin(count), end(count);
+  py::array_t<SlotId> read(count), write(count);
+  py::list checkpoints;
+  static const Step kNoRoom;
+  for (py::ssize_t i = 0; i < count; ++i) {
+    const Step& step = steps[i] ? *steps[i] : kNoRoom;
+    ready.mutable_at(i) = steps[i].has_value();
+    begin.mutable_at(i) = step.begin;
+    end.mutable_at(i) = step.end;
+    read.mutable_at(i) = step.read_slot;
+    write.mutable_at(i) = step.write_slot;
+    for (const auto& each : step.checkpoints) checkpoints.append(py::make_tuple(i, each.position, each.slot));
+  }
+  return py::make_tuple(ready, begin, end, read, write, checkpoints);
+}
+
+py::tuple to_tuple(const Plan& plan) {
+  return py::make_tuple(plan.number, pairs(plan.copy_slots), array(std::span(plan.zero_slots)), pairs(plan.copy_pages),
+                        array(std::span(plan.zero_pages)));
+}
+
 constexpr std::size_t kLong = 16384;  // tokens from which the pass over them is worth releasing the interpreter
 
 template <class Call>
@@ -182,13 +233,13 @@ auto released(const Tokens& view, Call call) {
   return call();
 }
 
-// The core behind its door. Every method but stats() takes the door.
+// The core behind its door. Every method takes the door, but stats() and arena(), which any thread may read.
 class Core {
  public:
   explicit Core(const Options& options) : cache_(options) {}
 
   py::tuple match(py::handle tokens, const py::bytes& salt, const Contents& contents) {
-    const Door door(busy_);
+    Door door(lock_);
     const Tokens view(tokens, "tokens");
     const auto prompt = make_prompt(view, salt, contents);
     return to_tuple(released(view, [&] { return cache_.match(prompt); }));
@@ -196,72 +247,56 @@ class Core {
 
   std::optional<LeaseId> reserve(py::handle tokens, const py::bytes& salt, const std::vector<Position>& breakpoints,
                                  const Contents& contents, Position max_new_tokens) {
-    const Door door(busy_);
+    Door door(lock_);
     const Tokens view(tokens, "tokens");
     const auto prompt = make_prompt(view, salt, contents);
     const ReserveOptions options{breakpoints, max_new_tokens};
-    return released(view, [&] { return cache_.reserve(prompt, options); });
+    return door.change([&] { return released(view, [&] { return cache_.reserve(prompt, options); }); });
   }
 
   std::optional<py::tuple> launch_one(LeaseId id, Position count) {
-    const Door door(busy_);
-    const auto steps = cache_.launch(std::span(&id, 1), std::span(&count, 1));
-    const auto& step = steps.front();
-    if (!step) return std::nullopt;
-    return py::make_tuple(step->begin, step->end, step->read_slot, step->write_slot, inner(*step));
+    Door door(lock_);
+    return door.change([&]() -> std::optional<py::tuple> {
+      const auto steps = cache_.launch(std::span(&id, 1), std::span(&count, 1));
+      const auto& step = steps.front();
+      if (!step) return std::nullopt;
+      return py::make_tuple(step->begin, step->end, step->read_slot, step->write_slot, inner(*step));
+    });
   }
 
   py::tuple launch(const std::vector<LeaseId>& ids, const std::vector<Position>& counts) {
-    const Door door(busy_);
-    const auto steps = cache_.launch(ids, counts);
-    const auto count = static_cast<py::ssize_t>(steps.size());
-    py::array_t<bool> ready(count);
-    py::array_t<Position> begin(count), end(count);
-    py::array_t<SlotId> read(count), write(count);
-    py::list checkpoints;
-    static const Step kNoRoom;
-    for (py::ssize_t i = 0; i < count; ++i) {
-      const Step& step = steps[i] ? *steps[i] : kNoRoom;
-      ready.mutable_at(i) = steps[i].has_value();
-      begin.mutable_at(i) = step.begin;
-      end.mutable_at(i) = step.end;
-      read.mutable_at(i) = step.read_slot;
-      write.mutable_at(i) = step.write_slot;
-      for (const auto& each : step.checkpoints) checkpoints.append(py::make_tuple(i, each.position, each.slot));
-    }
-    return py::make_tuple(ready, begin, end, read, write, checkpoints);
+    Door door(lock_);
+    return door.change([&] { return to_tuple(cache_.launch(ids, counts)); });
   }
 
   py::tuple plan() {
-    const Door door(busy_);
-    const Plan plan = cache_.collect();
-    return py::make_tuple(plan.number, pairs(plan.copy_slots), array(std::span(std::as_const(plan.zero_slots))),
-                          pairs(plan.copy_pages), array(std::span(std::as_const(plan.zero_pages))));
+    Door door(lock_);
+    return door.change([&] { return to_tuple(cache_.collect()); });
   }
 
   void applied(std::int64_t number) {
-    const Door door(busy_);
-    cache_.applied(number);
+    Door door(lock_);
+    door.change([&] { cache_.applied(number); });
   }
 
   void commit(const std::vector<LeaseId>& ids, py::handle tokens) {
-    const Door door(busy_);
+    Door door(lock_);
     const Tokens view(tokens, "tokens");
-    cache_.commit(ids, view.span());
+    door.change([&] { cache_.commit(ids, view.span()); });
   }
 
   std::optional<LeaseId> fork(LeaseId id) {
-    const Door door(busy_);
-    return cache_.fork(id);
+    Door door(lock_);
+    return door.change([&] { return cache_.fork(id); });
   }
 
   void close(LeaseId id, int keep, bool discard) {
-    const Door door(busy_);
-    cache_.close(id, static_cast<Keep>(keep), discard);
+    Door door(lock_);
+    door.change([&] { cache_.close(id, static_cast<Keep>(keep), discard); });
   }
 
   py::tuple lease(LeaseId id) {
-    const Door door(busy_);
+    Door door(lock_);
     const Lease& lease = cache_.lease(id);
     return py::make_tuple(lease.course.start, lease.committed, lease.computed,
                           lease.capacity(cache_.options().page_size), lease.course.prompt_length, lease.course.boundary,
@@ -269,40 +304,42 @@ class Core {
   }
 
   py::array_t<PageId> pages(LeaseId id) {
-    const Door door(busy_);
+    Door door(lock_);
     return array(std::span(cache_.lease(id).pages));
   }
 
   std::optional<std::pair<PinId, Position>> pin(py::handle tokens, const py::bytes& salt, const Contents& contents) {
-    const Door door(busy_);
+    Door door(lock_);
     const Tokens view(tokens, "tokens");
-    const auto id = cache_.pin(make_prompt(view, salt, contents));
+    const auto prompt = make_prompt(view, salt, contents);
+    const auto id = door.change([&] { return cache_.pin(prompt); });
     if (!id) return std::nullopt;
     return std::pair(*id, cache_.pinned_length(*id));
   }
 
   void release(PinId id) {
-    const Door door(busy_);
-    cache_.release(id);
+    Door door(lock_);
+    door.change([&] { cache_.release(id); });
   }
 
   std::int64_t clear(const std::optional<py::bytes>& salt) {
-    const Door door(busy_);
-    return cache_.clear(salt ? std::optional<std::string>(*salt) : std::nullopt);
+    Door door(lock_);
+    const auto which = salt ? std::optional<std::string>(*salt) : std::nullopt;
+    return door.change([&] { return cache_.clear(which); });
   }
 
   void check() {
-    const Door door(busy_);
+    Door door(lock_);
     cache_.check();
   }
 
   std::string dump() {
-    const Door door(busy_);
+    Door door(lock_);
     return cache_.dump();
   }
 
   std::uint64_t digest() {
-    const Door door(busy_);
+    Door door(lock_);
     return cache_.digest();
   }
 
@@ -315,7 +352,7 @@ class Core {
 
  private:
   Cache cache_;
-  std::atomic_flag busy_;
+  Lock lock_;
 };
 
 }  // namespace
@@ -338,6 +375,7 @@ PYBIND11_MODULE(_core, module) {
       .def_readwrite("alignment", &Options::alignment)
       .def_readwrite("pass_cost", &Options::pass_cost)
       .def_readwrite("interior_spacing", &Options::interior_spacing)
+      .def_readwrite("run_ahead", &Options::run_ahead)
       .def_readwrite("inner_checkpoints", &Options::inner_checkpoints)
       .def_property(
           "lru", [](const Options& options) { return options.policy == Policy::lru; },

@@ -100,15 +100,15 @@ std::optional<LeaseId> Cache::reserve(const Prompt& prompt, const ReserveOptions
   const auto keyed = prompt.content_keys.empty() ? std::vector<Token>() : with_content(prompt);
   const auto walk = tree_.walk(tree_.find_root(prompt.salt),
                                keyed.empty() ? prompt.tokens : std::span<const Token>(keyed), length - 1);
+  const auto match = to_match(walk, length);  // before anything leaves: walk.resume may
   const auto node = make_room_to_resume(prompt.salt, walk.resume, pages);
   if (!node) {
     counters_.refused_reserves.add();
     return std::nullopt;
   }
   auto lease = std::make_unique<Lease>();
-  lease->salt = prompt.salt;
-  lease->match = to_match(walk, length);
-  lease->match.length = (*node)->depth;
+  lease->match = match;
+  if ((*node)->depth < match.length) lease->match = {(*node)->depth, match.kv_length, Reason::no_room, match.diverged};
   lease->course.prompt_length = length;
   lease->course.branches = true;
   if ((*node)->depth > 0) {
@@ -199,7 +199,7 @@ void Cache::each_pinned_page(const std::function<void(PageId)>& visit, const Nod
     path(lease->anchor);
     if (lease->read != nullptr) path(lease->read);
   }
-  for (const auto& [id, pin] : pins_) path(pin.node);
+  for (const auto& [id, pin] : pins_) path(pin);
   if (held != nullptr) path(held);
 }
 
@@ -207,29 +207,25 @@ void Cache::each_pinned_page(const std::function<void(PageId)>& visit, const Nod
 
 std::optional<LeaseId> Cache::fork(LeaseId id) {
   Lease& parent = open_lease(id);
-  if (parent.step) throw StateError("fork: lease " + text(id) + " has a step that is not committed, expected none");
+  if (!parent.steps.empty())
+    throw StateError("fork: lease " + text(id) + " has a step that is not committed, expected none");
   const auto at = parent.committed;
-  const auto tail_page = at % options_.page_size != 0 && parent.due_tail.source == kNone;
   Node* source = parent.fresh ? parent.anchor : tree_.find(parent.anchor, parent.span(parent.anchor->depth, at));
   const bool publishes = !parent.fresh && (source == nullptr || !source->checkpoint);
   const auto pages = static_cast<Position>(parent.pages.size());
   if (!publishes && at > 0) tree_.pin_checkpoint(source);
-  if (!admission_.make_room({1 + publishes, pages - at / options_.page_size + (publishes && tail_page)},
-                            publishes ? nullptr : source)) {
+  if (!admission_.make_room({1 + publishes, pages - at / options_.page_size}, publishes ? nullptr : source)) {
     if (!publishes && at > 0) tree_.unpin_checkpoint(source);
     return std::nullopt;
   }
   if (publishes) {
-    Publication publication{{}, Kind::fork, arena_.take_slot()};
-    if (tail_page) publication.page = arena_.take_page(parent.home);
-    publish(parent, publication);
+    publish(parent, {{}, Kind::fork, parent.live, false, arena_.take_slot()});
     source = parent.read;
     tree_.pin_checkpoint(source);
   }
   tree_.pin(source);
   auto child = std::make_unique<Lease>();
-  child->salt = parent.salt;
-  child->match = {at, at, Reason::complete, false};
+  child->match = parent.match;
   child->course.prompt_length = parent.course.prompt_length;
   for (const auto& wanted : parent.course.wanted) {
     if (wanted.position > at) child->course.wanted.push_back(wanted);
@@ -254,7 +250,7 @@ std::optional<PinId> Cache::pin(const Prompt& prompt) {
   if (walk.resume == nullptr) return std::nullopt;
   tree_.pin(walk.resume);
   tree_.pin_checkpoint(walk.resume);
-  pins_[next_pin_] = {walk.resume};
+  pins_[next_pin_] = walk.resume;
   counters_.pins.add();
   return next_pin_++;
 }
@@ -262,16 +258,17 @@ std::optional<PinId> Cache::pin(const Prompt& prompt) {
 Position Cache::pinned_length(PinId id) const {
   const auto it = pins_.find(id);
   if (it == pins_.end()) throw StateError("pin: number " + text(id) + " is released, a held one was expected");
-  return it->second.node->depth;
+  return it->second->depth;
 }
 
 void Cache::release(PinId id) {
   pinned_length(id);
-  Node* node = pins_.at(id).node;
+  Node* node = pins_.at(id);
   pins_.erase(id);
   tree_.unpin_checkpoint(node);
   tree_.unpin(node);
   counters_.pins.add(-1);
+  trim_to_cap();
 }
 
 std::int64_t Cache::clear(const std::optional<std::string>& salt) {

@@ -9,6 +9,7 @@
 // changed; InvariantError is ours.
 #pragma once
 
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -41,15 +42,11 @@ struct ReserveOptions {
   Position max_new_tokens = 0;
 };
 
-struct PinHandle {
-  Node* node;
-};
-
 struct Counters {
   Counter reserves, refused_reserves, launches, refused_launches, commits, closes, forks, extra_passes;
   Counter tokens_queried, tokens_hit, tokens_committed, dropped_checkpoints, duplicate_checkpoints;
   Counter published[kKinds], restored[kKinds], lost[kReasons];
-  Counter open_leases, resting_leases, pins, salts;
+  Counter open_leases, resting_leases, pins;
 };
 
 class Cache {
@@ -66,7 +63,8 @@ class Cache {
   // whole batch.
   std::vector<std::optional<Step>> launch(std::span<const LeaseId> leases, std::span<const Position> counts);
 
-  // What the launched steps need copied and zeroed. REQUIRES: no plan pending. It stays pending until applied().
+  // What the launched steps need copied and zeroed. REQUIRES: at most run_ahead plans pending. It stays pending until
+  // applied(), in order.
   Plan collect();
   void applied(std::int64_t plan);
 
@@ -95,14 +93,15 @@ class Cache {
 
  private:
   friend class Checker;
-  enum Event : std::uint64_t { kReserve = 32, kLaunch, kCommit, kClose, kFork };
+  enum Event : std::uint64_t { kReserve = 32, kLaunch, kCommit, kClose, kFork, kApplied };
 
   // What a commit, a fork or a close is about to publish, with what that takes already in hand.
   struct Publication {
     std::vector<InnerCheckpoint> inner;  // ascending
-    std::optional<Kind> kind;            // of the checkpoint at `committed`, if there is one
-    SlotId slot = kNone;                 // the lease's next live slot, kNone at a close
-    PageId page = kNone;                 // the lease's next copy of the page that is cut, kNone if it needs none
+    std::optional<Kind> kind;            // of the checkpoint at `committed`, if there is to be one
+    SlotId state = kNone;                // the slot that becomes it
+    bool gone_on = false;                // the lease has its next live slot already
+    SlotId next = kNone;                 // else this is it, kNone at a close
   };
 
   // cache.cpp
@@ -123,17 +122,19 @@ class Cache {
   void check_commit(const Lease& lease) const;
   Position step_limit(const Lease& lease, Position count) const;
   std::optional<Step> launch_one(Lease& lease, Position count);
+  bool make_room_for_pages(Lease& lease, Position pages);
+  SlotId source(Lease& lease);
   void acquire_inner(OpenStep& step, const std::vector<Wanted>& inner);
   void book(Lease& lease, OpenStep& step);
   void commit_one(Lease& lease, std::span<const Token> tokens);
-  Publication to_publish(const Lease& lease, const OpenStep& step);
-  void acquire_page_for_inner(Lease& lease, Publication& publication);
-  void acquire_for_boundary(Lease& lease, Publication& publication);
-  void publish(Lease& lease, Publication publication);
-  PageId cut_page(Lease& lease, PageId replacement);
-  Node* attach(Lease& lease, Node* node, SlotId slot, Kind kind);
+  Publication to_publish(Lease& lease, const OpenStep& step);
+  void publish(Lease& lease, const Publication& publication);
+  Node* attach(Lease& lease, Node* node, const Checkpoint& checkpoint);
   void release_read(Lease& lease);
   bool known_checkpoint(const Lease& lease, Position position) const;
+  void drop_uncollected(Lease& lease);
+  bool may_still_run(std::int64_t plan) const;
+  void end_rests();
   void let_go(Lease& lease);
   void trim_to_cap();
   std::int64_t cached_bytes() const;
@@ -147,11 +148,13 @@ class Cache {
   Admission admission_;
   Placement placement_;
   std::map<LeaseId, std::unique_ptr<Lease>> leases_;  // open and resting
-  std::map<PinId, PinHandle> pins_;
+  std::map<PinId, Node*> pins_;
   LeaseId next_lease_ = 1;
   PinId next_pin_ = 1;
   std::int64_t next_plan_ = 1;
-  Plan pending_;                   // collected and not yet applied; number 0: none
+  std::int64_t applied_ = 0;       // the number of the last applied plan
+  std::deque<Plan> pending_;       // collected and not yet applied, oldest first
+  std::int64_t open_steps_ = 0;    // of leases that are not closed
   std::vector<LeaseId> launched_;  // since the last plan, in launch order
   Counters counters_;
 };

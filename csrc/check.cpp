@@ -30,11 +30,11 @@ void Checker::require(bool holds, const std::string& invariant, const std::strin
 
 void Checker::check() {
   pages_.assign(cache_.arena_.num_pages(), {});
-  slots_.assign(cache_.arena_.num_slots(), {});
+  slots_.assign(cache_.arena_.num_slots(), 0);
   for (const auto& [id, lease] : cache_.leases_) visit_lease(*lease);
   for (const auto& [id, pin] : cache_.pins_) {
-    ++node_pins_[pin.node];
-    ++checkpoint_pins_[pin.node];
+    ++node_pins_[pin];
+    ++checkpoint_pins_[pin];
   }
   visit_tree();
   check_pins();
@@ -81,7 +81,7 @@ void Checker::visit_node(const Node& node) {
   }
   require(static_cast<Position>(node.pages.size()) == node.depth / page_size - node.begin() / page_size, "I11",
           "a node at depth " + text(node.depth) + " does not own the pages whose last token it holds");
-  for (const PageId page : node.pages) ++pages_[page].tree;
+  for (const PageId page : node.pages) ++pages_[page].node;
   for (const Token token : node.edge) {
     if (token < 0) ++content_users_[token];
     require(token >= 0 || node.has_content, "I8", "a node does not know of its content");
@@ -93,13 +93,14 @@ void Checker::visit_checkpoint(const Node& node) {
   const auto& checkpoint = *node.checkpoint;
   ++checkpoints_;
   unpinned_ += checkpoint.pins == 0;
-  require(node.depth > 0, "I2", "a checkpoint at position 0");
+  require(node.depth > 0 && checkpoint.position == node.depth, "I2",
+          "a checkpoint of " + text(checkpoint.position) + " at " + text(node.depth));
   require((checkpoint.tail != kNone) == (node.depth % cache_.options_.page_size != 0), "I11",
           "a checkpoint at " + text(node.depth) + " has KV of another length");
   require(cache_.eviction_.places(node), "I7",
           "a checkpoint at " + text(node.depth) + " has the wrong place in the order of eviction");
-  ++slots_[checkpoint.slot].tree;
-  if (checkpoint.tail != kNone) ++pages_[checkpoint.tail].tree;
+  ++slots_[checkpoint.slot];
+  if (checkpoint.tail != kNone) ++pages_[checkpoint.tail].tails;
 }
 
 // ---------------------------------------------------------------- leases
@@ -111,10 +112,7 @@ void Checker::visit_lease(const Lease& lease) {
   require(0 <= course.start && course.start <= lease.committed && lease.committed <= lease.computed &&
               lease.computed <= lease.capacity(page_size),
           "I4", who + " has its cursors out of order");
-  require(course.start < course.prompt_length || lease.match.length == course.start, "I3",
-          who + " has nothing left to compute");
-  require(lease.step.has_value() == (lease.computed > lease.committed), "I4",
-          who + " has computed what no step covers");
+  require(!lease.steps.empty() == (lease.computed > lease.committed), "I4", who + " has computed what no step covers");
   require(course.start + static_cast<Position>(lease.tokens.size()) == std::max(lease.committed, course.prompt_length),
           "I4", who + " knows tokens that were not read");
   const auto edge = lease.committed / page_size * page_size;
@@ -122,25 +120,39 @@ void Checker::visit_lease(const Lease& lease) {
           who + " is anchored elsewhere than what it committed");
   ++node_pins_[lease.anchor];
   if (lease.read != nullptr) ++checkpoint_pins_[lease.read];
-  if (lease.live != kNone) ++slots_[lease.live].lease;
-  for (const auto& inner : lease.step ? lease.step->checkpoints : std::vector<InnerCheckpoint>())
-    ++slots_[inner.slot].lease;
+  ++slots_[lease.live];
+  if (lease.left_behind != kNone) ++slots_[lease.left_behind];
+  for (const auto& step : lease.steps) {
+    if (step.gone_on) ++slots_[step.write_slot];
+    for (const auto& inner : step.checkpoints) ++slots_[inner.slot];
+  }
   for (const Token token : lease.tokens) {
     if (token < 0) ++content_users_[token];
   }
   visit_page_table(lease);
+  visit_path(lease);
 }
 
 void Checker::visit_page_table(const Lease& lease) {
   const std::string who = "lease " + text(lease.id);
   const auto written_from = lease.committed / cache_.options_.page_size;
+  const auto path = cache_.tree_.path_pages(lease.anchor);
   for (std::size_t i = 0; i < lease.pages.size(); ++i) {
-    const auto number = static_cast<Position>(i);
     pages_[lease.pages[i]].lease += lease.owned[i];
-    require(lease.owned[i] || number < written_from, "I5",
-            who + " may write page " + text(number) + " of its table, which is not its own");
-    require(lease.owned[i] || cache_.tree_.path_page(lease.anchor, number) == lease.pages[i], "I11",
-            who + " reads page " + text(number) + " from elsewhere than its path");
+    require(lease.owned[i] || static_cast<Position>(i) < written_from, "I5",
+            who + " may write page " + text(i) + " of its table, which is not its own");
+    require(lease.owned[i] || path[i] == lease.pages[i], "I11",
+            who + " reads page " + text(i) + " from elsewhere than its path");
+  }
+}
+
+// What the tree holds on the lease's path is what the lease has committed.
+void Checker::visit_path(const Lease& lease) const {
+  for (const Node* node = lease.anchor; node->depth > lease.course.start; node = node->parent) {
+    const auto from = std::max(node->begin(), lease.course.start);
+    const auto known = lease.span(from, node->depth);
+    require(std::equal(known.begin(), known.end(), node->edge.begin() + (from - node->begin())), "I4",
+            "lease " + text(lease.id) + " is anchored below other tokens than it committed");
   }
 }
 
@@ -170,16 +182,15 @@ void Checker::check_partition() const {
   for (PageId page = 0; page < arena.num_pages(); ++page) {
     const auto& owners = pages_[page];
     const std::string who = "page " + text(page);
-    require(owners.lease + (owners.tree > 0) <= 1, "I1", who + " has two owners");
-    require(owners.tree == arena.page_count(page), "I1",
-            who + " is counted " + text(arena.page_count(page)) + " times, found " + text(owners.tree));
-    require(arena.page_taken(page) == (owners.lease + owners.tree > 0), "I1",
+    require(owners.lease + owners.node <= 1, "I1", who + " is a node's and a lease's, or two of one kind");
+    require(owners.node + owners.tails == arena.page_count(page) && (owners.lease == 1) == arena.page_held(page), "I1",
+            who + " is counted or held wrongly");
+    require(arena.page_taken(page) == (owners.lease + owners.node + owners.tails > 0), "I1",
             who + " is taken and nobody's, or free and somebody's");
   }
   for (SlotId slot = 0; slot < arena.num_slots(); ++slot) {
-    const auto owners = slots_[slot].lease + slots_[slot].tree;
-    require(owners <= 1 && arena.slot_taken(slot) == (owners == 1), "I1",
-            "slot " + text(slot) + " has " + text(owners) + " owners");
+    require(slots_[slot] <= 1 && arena.slot_taken(slot) == (slots_[slot] == 1), "I1",
+            "slot " + text(slot) + " has " + text(slots_[slot]) + " owners");
   }
 }
 
@@ -207,11 +218,12 @@ void Checker::check_pending() const {
   const auto taken_page = [&](PageId page) {
     require(cache_.arena_.page_taken(page), "I10", "a pending plan names the free page " + text(page));
   };
-  const Plan& plan = cache_.pending_;
-  for (const SlotId slot : plan.zero_slots) taken_slot(slot);
-  for (const PageId page : plan.zero_pages) taken_page(page);
-  for (const auto& copy : plan.copy_slots) taken_slot(copy.source), taken_slot(copy.destination);
-  for (const auto& copy : plan.copy_pages) taken_page(copy.source), taken_page(copy.destination);
+  for (const Plan& plan : cache_.pending_) {
+    for (const SlotId slot : plan.zero_slots) taken_slot(slot);
+    for (const PageId page : plan.zero_pages) taken_page(page);
+    for (const auto& copy : plan.copy_slots) taken_slot(copy.source), taken_slot(copy.destination);
+    for (const auto& copy : plan.copy_pages) taken_page(copy.source), taken_page(copy.destination);
+  }
 }
 
 // ---------------------------------------------------------------- printing
@@ -234,7 +246,7 @@ void Checker::print_node(std::string& out, const Node& node, int indent) const {
 }
 
 void Checker::print_lease(std::string& out, const Lease& lease) const {
-  out += "lease " + text(lease.id) + (lease.resting ? " resting" : "") + " start " + text(lease.course.start) +
+  out += "lease " + text(lease.id) + (lease.resting != 0 ? " resting" : "") + " start " + text(lease.course.start) +
          " committed " + text(lease.committed) + " computed " + text(lease.computed) + " prompt " +
          text(lease.course.prompt_length) + " boundary " + text(lease.course.boundary) + " live " + text(lease.live) +
          (lease.fresh ? " fresh" : "") + " pages";

@@ -20,7 +20,8 @@ class Checker {
 
  private:
   struct Owners {
-    int tree = 0;  // node and tails
+    int node = 0;
+    int tails = 0;
     int lease = 0;
   };
 
@@ -30,6 +31,7 @@ class Checker {
   void visit_checkpoint(const Node& node);
   void visit_lease(const Lease& lease);
   void visit_page_table(const Lease& lease);
+  void visit_path(const Lease& lease) const;
   void check_pins() const;
   void check_partition() const;
   void check_slabs() const;
@@ -38,7 +40,8 @@ class Checker {
   void print_lease(std::string& out, const Lease& lease) const;
 
   const Cache& cache_;
-  std::vector<Owners> pages_, slots_;
+  std::vector<Owners> pages_;
+  std::vector<int> slots_;
   std::map<const Node*, int> node_pins_, checkpoint_pins_;
   std::vector<const Node*> nodes_;
   std::map<Token, std::int64_t> content_users_;

@@ -1,10 +1,14 @@
-// One request's hold on the cache. It owns its live slot, the pages marked `owned`, and the pins on its path; it reads
-// what the last boundary left (`read`) and writes only what it alone owns.
+// One request's hold on the cache. It holds its live slot, the pages marked `owned`, and the pins on its path; it reads
+// what the last boundary left and writes only what it alone owns: its live slot, and positions from `committed` on.
 //
-//   page table   [ tree's | tree's | own duplicate | tree's | own, partly filled ]      tree's pages lie on the path to
-//   `anchor`, pinned tokens       0 ........ start .......... committed ..... computed ..... capacity
+//   page table   [ tree's | tree's | own duplicate | tree's | own, partly filled ]
+//   tokens       0 ....... start ............... committed ....... computed ....... capacity
+//
+// The tree's pages lie on the path to `anchor`, which is pinned. The partly filled page may be the tree's too, as a
+// tail.
 #pragma once
 
+#include <deque>
 #include <optional>
 #include <string>
 #include <vector>
@@ -16,16 +20,15 @@ namespace hybridcache {
 
 // A step that was launched and not yet committed, with what it booked for the next plan.
 struct OpenStep : Step {
-  std::optional<Kind> kind;    // of the boundary wanted at its end
-  std::int64_t plan = 0;       // the number of the plan that carries it
-  bool from_boundary = false;  // the first step after one: its state is copied, or zeroed where there is none
-  Copy tail{kNone, kNone};     // page copy due
+  std::optional<Kind> kind;  // of the boundary that is to stand at its end
+  bool gone_on = false;      // the next step was launched from that boundary, on a live slot of its own
+  std::int64_t plan = 0;     // the number of the plan that carries it
+  Copy tail{kNone, kNone};   // page copy due
   std::vector<PageId> zero_pages;
 };
 
 struct Lease {
   LeaseId id = 0;
-  std::string salt;
   Match match;
   Course course;  // prompt_length, start, boundary, wanted
   Position committed = 0;
@@ -41,20 +44,25 @@ struct Lease {
   bool fresh = true;            // the live slot's state must still come from `read`
   Node* anchor = nullptr;       // pinned
   Node* read = nullptr;         // whose checkpoint is pinned until the first commit after the boundary
-  Copy due_tail{kNone, kNone};  // copy of the page that the boundary cuts
+  Copy due_tail{kNone, kNone};  // after a restore: copy of the page that the boundary cuts
+  SlotId left_behind = kNone;   // a duplicate state that the next step reads; freed at the next commit
 
-  std::optional<OpenStep> step;
+  std::deque<OpenStep> steps;  // launched and not committed, oldest first
   std::int64_t extra_passes = 0;
-  bool resting = false;  // closed, but a pending plan can still touch what it holds
+  bool retires = false;      // closed with keep="nothing": the checkpoint that it leaves will not be asked for
+  std::int64_t resting = 0;  // closed, but a step that the plan of this number carried may still run; 0: not closed
 
   Position capacity(Position page_size) const { return static_cast<Position>(pages.size()) * page_size; }
   // The tokens at positions [from, to). REQUIRES from >= course.start.
   std::span<const Token> span(Position from, Position to) const {
     return std::span(tokens).subspan(from - course.start, to - from);
   }
-  // How many ids the commit of the open step has to bring.
+  // The last boundary, or the one that the last open step is to leave.
+  Position last_boundary() const { return !steps.empty() && steps.back().kind ? steps.back().end : course.boundary; }
+  // How many ids the commit of the oldest open step has to bring.
   std::int64_t tokens_due() const {
-    return step ? std::max<Position>(0, step->end - std::max(step->begin, course.prompt_length)) : 0;
+    if (steps.empty()) return 0;
+    return std::max<Position>(0, steps.front().end - std::max(steps.front().begin, course.prompt_length));
   }
 };
 

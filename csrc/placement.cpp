@@ -61,47 +61,69 @@ Position Placement::effective(Position begin, Position end, Position wanted) con
   return begin + (wanted - begin) / options_.alignment * options_.alignment;
 }
 
-Cut Placement::cut(const Course& course, Position begin, Position end) const {
-  Cut cut{end, std::nullopt, {}};
-  std::vector<Wanted> inside;  // effective positions in (begin, end], ascending
-  for (const auto& wanted : course.wanted) {
-    if (wanted.position <= begin) continue;
-    if (wanted.position > end) break;
-    const auto at = effective(begin, end, wanted.position);
-    if (at > begin && (inside.empty() || at > inside.back().position)) inside.push_back({at, wanted.kind});
-  }
-  if (options_.inner_checkpoints) {
-    if (!inside.empty() && inside.back().position == end) {
-      cut.kind = inside.back().kind;
-      inside.pop_back();
-    }
-    cut.inner = std::move(inside);
-    return cut;
-  }
-  const auto before_end = course.prompt_length - kCutGap;
-  const bool runs_through = begin == course.start && end == course.prompt_length;
-  if (course.branches && runs_through && before_end - begin >= std::max<Position>(options_.pass_cost, 1)) {
-    const auto at = effective(begin, end, before_end);
-    cut.asked_cut = true;
-    if (would_enable(Kind::cut) && at > begin && (inside.empty() || at < inside.front().position))
-      inside.insert(inside.begin(), {at, Kind::cut});
-  }
-  if (inside.empty()) return cut;
-  cut.end = inside.front().position;
-  cut.kind = inside.front().kind;
-  cut.extra_pass = cut.end < end;
-  return cut;
+bool Placement::ask(Kind kind, Cut& cut) const {
+  cut.asked.push_back(kind);
+  return would_enable(kind);
 }
 
-std::optional<Kind> Placement::boundary_at(const Course& course, const std::optional<Kind>& remembered, Position begin,
-                                           Position end) {
-  if (remembered) return remembered;
-  if (end == course.prompt_length) return enabled(Kind::prompt_end) ? std::optional(Kind::prompt_end) : std::nullopt;
+void Placement::taken(const Cut& cut) {
+  for (const Kind kind : cut.asked) ++asked_[index(kind)];
+}
+
+// The wanted positions that take effect in (begin, end], ascending, one kind each.
+std::vector<Wanted> Placement::inside(const Course& course, Position begin, Position end) const {
+  std::vector<Wanted> inside;
+  const auto before = [](Position position, const Wanted& wanted) { return position < wanted.position; };
+  auto wanted = std::upper_bound(course.wanted.begin(), course.wanted.end(), begin, before);
+  for (; wanted != course.wanted.end() && wanted->position <= end; ++wanted) {
+    const auto at = effective(begin, end, wanted->position);
+    if (at > begin && (inside.empty() || at > inside.back().position)) inside.push_back({at, wanted->kind});
+  }
+  return inside;
+}
+
+// Whether a first-time prompt runs through in one step, so that no chunk end below its end will serve a resend.
+bool Placement::cut_before_end(const Course& course, Position begin, Position end) const {
+  const auto saved = course.prompt_length - kCutGap - begin;
+  return course.branches && begin == course.start && end == course.prompt_length &&
+         saved >= std::max<Position>(options_.pass_cost, 1);
+}
+
+// A boundary that costs no pass: the end of the prompt, the last chunk below it, or one of the sparse chunk ends.
+std::optional<Kind> Placement::free_boundary(const Course& course, Position last, Position begin, Position end) const {
+  if (end == course.prompt_length) return Kind::prompt_end;
   if (end > course.prompt_length) return std::nullopt;
   const bool probably_last = course.prompt_length - end <= end - begin;
-  const bool sparse = end >= options_.interior_spacing && end >= 2 * course.boundary;
-  if ((probably_last || sparse) && enabled(Kind::chunk_end)) return Kind::chunk_end;
-  return std::nullopt;
+  const bool sparse = end >= options_.interior_spacing && end >= 2 * last;
+  return probably_last || sparse ? std::optional(Kind::chunk_end) : std::nullopt;
+}
+
+Cut Placement::cut(const Course& course, Position last, Position begin, Position end) const {
+  Cut cut;
+  cut.end = end;
+  auto wanted = inside(course, begin, end);
+  if (options_.inner_checkpoints) {
+    if (!wanted.empty() && wanted.back().position == end) {
+      cut.kind = wanted.back().kind;
+      wanted.pop_back();
+    }
+    cut.inner = std::move(wanted);
+  } else {
+    if (cut_before_end(course, begin, end) && ask(Kind::cut, cut)) {
+      const auto at = effective(begin, end, end - kCutGap);
+      if (at > begin && (wanted.empty() || at < wanted.front().position))
+        wanted.insert(wanted.begin(), {at, Kind::cut});
+    }
+    if (!wanted.empty()) {
+      cut.end = wanted.front().position;
+      cut.kind = wanted.front().kind;
+      cut.extra_pass = cut.end < end;
+    }
+  }
+  if (cut.kind) return cut;
+  cut.kind = free_boundary(course, last, begin, cut.end);
+  if (cut.kind && !ask(*cut.kind, cut)) cut.kind.reset();
+  return cut;
 }
 
 }  // namespace hybridcache

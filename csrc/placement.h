@@ -1,6 +1,6 @@
-// Where checkpoints go: the boundaries that a prefill wants, where a step is cut for them, and what a commit finds
-// worth keeping. It counts how often each kind was reused, and stops making what this traffic never uses. It owns those
-// counters and nothing else.
+// Where checkpoints go: the boundaries that a prefill wants, where a step is cut for them, and which states are worth
+// keeping at its end. It counts how often each kind was reused, and stops making what this traffic never uses. It owns
+// those counters and nothing else.
 #pragma once
 
 #include <optional>
@@ -26,11 +26,11 @@ struct Course {
 };
 
 struct Cut {
-  Position end;               // of the step
-  std::optional<Kind> kind;   // of the boundary at end, if one is wanted there
+  Position end = 0;           // of the step
+  std::optional<Kind> kind;   // of the boundary at end, if there is to be one
   std::vector<Wanted> inner;  // boundaries strictly inside the step
   bool extra_pass = false;    // end was moved: one forward pass more
-  bool asked_cut = false;     // the kind `cut` was asked for; counted by taken()
+  std::vector<Kind> asked;    // kinds whose use was looked up; counted by taken()
 };
 
 class Placement {
@@ -39,12 +39,10 @@ class Placement {
 
   // Fills course.wanted when a prompt has been matched.
   void want(Course& course, const Match& match, std::span<const Position> breakpoints);
-  // Where a step [begin, end) really ends. Changes nothing: a launch may still find no room.
-  Cut cut(const Course& course, Position begin, Position end) const;
-  void taken(const Cut& cut) { asked_[index(Kind::cut)] += cut.asked_cut; }
-  // The kind of the boundary that a step [begin, end) leaves at its end, if any.
-  std::optional<Kind> boundary_at(const Course& course, const std::optional<Kind>& remembered, Position begin,
-                                  Position end);
+  // Where a step [begin, end) really ends, and what stands there. `last` is the last boundary, or the one that an open
+  // step is to leave. Changes nothing: a launch may still find no room.
+  Cut cut(const Course& course, Position last, Position begin, Position end) const;
+  void taken(const Cut& cut);
 
   void made(Kind kind);
   void used(Kind kind) { ++used_[index(kind)]; }
@@ -59,6 +57,10 @@ class Placement {
   bool would_enable(Kind kind) const;
   bool enabled(Kind kind);
   Position effective(Position begin, Position end, Position wanted) const;
+  std::vector<Wanted> inside(const Course& course, Position begin, Position end) const;
+  bool cut_before_end(const Course& course, Position begin, Position end) const;
+  std::optional<Kind> free_boundary(const Course& course, Position last, Position begin, Position end) const;
+  bool ask(Kind kind, Cut& cut) const;
   void add_interior(Course& course);
 
   const Options options_;

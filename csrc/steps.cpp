@@ -14,8 +14,10 @@ std::string text(std::int64_t value) {
 }
 
 void check_distinct(std::span<const LeaseId> leases) {
-  if (std::set<LeaseId>(leases.begin(), leases.end()).size() != leases.size()) {
-    throw std::invalid_argument("leases: one appears twice, expected each at most once");
+  std::set<LeaseId> seen;
+  for (const LeaseId id : leases) {
+    if (!seen.insert(id).second)
+      throw std::invalid_argument("leases: number " + text(id) + " appears twice, expected each at most once");
   }
 }
 }  // namespace
@@ -28,10 +30,17 @@ Position Cache::step_limit(const Lease& lease, Position count) const {
 }
 
 void Cache::check_launch(const Lease& lease, Position count) const {
-  if (lease.step)
-    throw StateError("launch: lease " + text(lease.id) + " has a step that is not committed, expected none");
+  const auto open = static_cast<std::int64_t>(lease.steps.size());
+  if (open > options_.run_ahead) {
+    throw StateError("launch: lease " + text(lease.id) + " has " + text(open) +
+                     " steps that are not committed, expected at most " + text(options_.run_ahead));
+  }
+  if (open > 0 && lease.steps.back().plan == next_plan_) {
+    throw StateError("launch: no plan has collected the last step of lease " + text(lease.id) +
+                     ", expected plan() first");
+  }
   if (count < 1 || count > INT32_MAX)
-    throw std::invalid_argument("counts: " + text(count) + " tokens, expected at least 1");
+    throw std::invalid_argument("counts: " + text(count) + " tokens, expected 1 <= count < 2**31");
   const auto end = step_limit(lease, count);
   if (!arena_.could_ever_satisfy(1, ceil_div(end, options_.page_size))) {
     throw std::invalid_argument("counts: " + text(count) + " tokens end at " + text(end) +
@@ -52,10 +61,10 @@ std::vector<std::optional<Step>> Cache::launch(std::span<const LeaseId> leases, 
 }
 
 std::optional<Step> Cache::launch_one(Lease& lease, Position count) {
-  const auto cut = placement_.cut(lease.course, lease.computed, step_limit(lease, count));
+  const auto cut = placement_.cut(lease.course, lease.last_boundary(), lease.computed, step_limit(lease, count));
   const auto pages = ceil_div(cut.end, options_.page_size);
   const auto missing = pages - static_cast<Position>(lease.pages.size());
-  if (missing > 0 && !admission_.make_room({0, missing}, nullptr)) {
+  if (missing > 0 && !make_room_for_pages(lease, missing)) {
     counters_.refused_launches.add();
     return std::nullopt;
   }
@@ -65,6 +74,8 @@ std::optional<Step> Cache::launch_one(Lease& lease, Position count) {
   step.begin = lease.computed;
   step.end = cut.end;
   step.kind = cut.kind;
+  step.read_slot = source(lease);
+  step.write_slot = lease.live;
   acquire_inner(step, cut.inner);
   book(lease, step);
   lease.computed = cut.end;
@@ -73,8 +84,40 @@ std::optional<Step> Cache::launch_one(Lease& lease, Position count) {
   counters_.launches.add();
   digest_.mix(kLaunch, static_cast<std::uint64_t>(step.end) << 20 ^ lease.id);
   launched_.push_back(lease.id);
-  lease.step = std::move(step);
-  return *lease.step;
+  ++open_steps_;
+  lease.steps.push_back(std::move(step));
+  return lease.steps.back();
+}
+
+// A checkpoint is optional, a request is not: a lease that finds no room takes back the boundary that it has not gone
+// on from yet, if nobody else reads it, and with it the slab of its next live slot.
+bool Cache::make_room_for_pages(Lease& lease, Position pages) {
+  if (admission_.make_room({0, pages}, nullptr)) return true;
+  const bool could_take_back = !arena_.fixed() && lease.fresh && lease.read != nullptr &&
+                               lease.due_tail.source == kNone && lease.read->checkpoint->pins == 1;
+  if (!could_take_back || !admission_.feasible({-1, pages}, nullptr)) return false;
+  Node* node = std::exchange(lease.read, nullptr);
+  arena_.free_slot(std::exchange(lease.live, tree_.take_back(node)));
+  lease.fresh = false;
+  counters_.dropped_checkpoints.add();
+  return admission_.make_room({0, pages}, nullptr);
+}
+
+// The slot that the next step starts from. If the step before is still open and is to leave a boundary, the lease goes
+// on from it here, on a new live slot; where there is no room for one, the boundary is dropped.
+SlotId Cache::source(Lease& lease) {
+  if (!lease.steps.empty() && lease.steps.back().kind) {
+    OpenStep& last = lease.steps.back();
+    if (admission_.make_room_for(*last.kind, {1, 0})) {
+      last.gone_on = lease.fresh = true;
+      lease.live = arena_.take_slot();
+      return last.write_slot;
+    }
+    last.kind.reset();
+    counters_.dropped_checkpoints.add();
+  }
+  if (!lease.fresh) return lease.live;
+  return lease.read == nullptr ? kNone : lease.read->checkpoint->slot;
 }
 
 void Cache::acquire_inner(OpenStep& step, const std::vector<Wanted>& inner) {
@@ -91,58 +134,62 @@ void Cache::acquire_inner(OpenStep& step, const std::vector<Wanted>& inner) {
 // never written, or was a slot, must not be read as KV.
 void Cache::book(Lease& lease, OpenStep& step) {
   step.plan = next_plan_;
-  step.write_slot = lease.live;
-  step.from_boundary = lease.fresh;
-  step.read_slot = lease.live;
-  if (lease.fresh) step.read_slot = lease.read == nullptr ? kNone : lease.read->checkpoint->slot;
+  lease.fresh = false;
   step.tail = std::exchange(lease.due_tail, {kNone, kNone});
   for (const PageId page : lease.new_pages) {
     if (arena_.dirty(page) && page != step.tail.destination) step.zero_pages.push_back(page);
   }
-  lease.fresh = false;
 }
 
 // ---------------------------------------------------------------- plan
 
 Plan Cache::collect() {
-  if (pending_.number != 0)
-    throw StateError("plan: number " + text(pending_.number) + " is pending, expected that it was applied first");
+  if (static_cast<std::int64_t>(pending_.size()) > options_.run_ahead) {
+    throw StateError("plan: number " + text(pending_.front().number) +
+                     " is pending, expected that it was applied first");
+  }
   Plan plan;
-  plan.number = next_plan_++;
+  plan.number = next_plan_;
   for (const LeaseId id : launched_) {
-    Lease& lease = open_lease(id);
-    const OpenStep& step = *lease.step;
-    if (step.from_boundary && step.read_slot == kNone) plan.zero_slots.push_back(step.write_slot);
-    if (step.from_boundary && step.read_slot != kNone) plan.copy_slots.push_back({step.read_slot, step.write_slot});
+    const OpenStep& step = lease(id).steps.back();
+    const bool from_boundary = step.read_slot != step.write_slot;
+    if (from_boundary && step.read_slot == kNone) plan.zero_slots.push_back(step.write_slot);
+    if (from_boundary && step.read_slot != kNone) plan.copy_slots.push_back({step.read_slot, step.write_slot});
     if (step.tail.source != kNone) plan.copy_pages.push_back(step.tail);
     plan.zero_pages.insert(plan.zero_pages.end(), step.zero_pages.begin(), step.zero_pages.end());
+  }
+  pending_.push_back(plan);  // what can fail is done
+  ++next_plan_;
+  for (const LeaseId id : launched_) {
+    Lease& lease = open_lease(id);
     for (const PageId page : lease.new_pages) arena_.clean(page);
     lease.new_pages.clear();
   }
   launched_.clear();
-  pending_ = plan;
   return plan;
 }
 
 void Cache::applied(std::int64_t plan) {
   if (plan < 1 || plan >= next_plan_)
     throw std::invalid_argument("plan: number " + text(plan) + ", expected one that plan() returned");
-  if (plan != pending_.number) return;  // an older one, applied again
-  pending_ = {};
-  std::vector<Lease*> rested;
-  for (const auto& [id, lease] : leases_) {
-    if (lease->resting) rested.push_back(lease.get());
+  if (plan <= applied_) return;  // applied again
+  if (plan != pending_.front().number) {
+    throw StateError("plan: number " + text(plan) + ", expected " + text(pending_.front().number) +
+                     " first: plans are applied in order");
   }
-  for (Lease* lease : rested) let_go(*lease);
-  if (!rested.empty()) trim_to_cap();
+  applied_ = plan;
+  pending_.pop_front();
+  digest_.mix(kApplied, plan);
+  end_rests();
 }
 
 // ---------------------------------------------------------------- commit
 
 void Cache::check_commit(const Lease& lease) const {
-  if (!lease.step) throw StateError("commit: lease " + text(lease.id) + " has no launched step, expected one");
-  if (lease.step->plan >= next_plan_ || lease.step->plan == pending_.number) {
-    throw StateError("commit: the plan " + text(lease.step->plan) + " of lease " + text(lease.id) +
+  if (lease.steps.empty()) throw StateError("commit: lease " + text(lease.id) + " has no launched step, expected one");
+  const auto plan = lease.steps.front().plan;
+  if (plan > applied_) {
+    throw StateError("commit: the plan " + text(plan) + " of lease " + text(lease.id) +
                      " is not applied, expected applied(plan) first");
   }
 }
@@ -164,26 +211,35 @@ void Cache::commit(std::span<const LeaseId> leases, std::span<const Token> token
     tokens = tokens.subspan(own.size());
     commit_one(lease, own);
   }
+  end_rests();
 }
 
 void Cache::commit_one(Lease& lease, std::span<const Token> tokens) {
-  const OpenStep step = std::move(*lease.step);
-  lease.step.reset();
+  const OpenStep step = std::move(lease.steps.front());
+  lease.steps.pop_front();
+  --open_steps_;
+  if (lease.left_behind != kNone) arena_.free_slot(std::exchange(lease.left_behind, kNone));
   lease.tokens.insert(lease.tokens.end(), tokens.begin(), tokens.end());
   lease.committed = step.end;
   release_read(lease);
   auto publication = to_publish(lease, step);
-  acquire_page_for_inner(lease, publication);
-  acquire_for_boundary(lease, publication);
-  publish(lease, std::move(publication));
+  if (publication.kind && !publication.gone_on) {
+    if (admission_.make_room_for(*publication.kind, {1, 0})) {
+      publication.next = arena_.take_slot();
+    } else {
+      publication.kind.reset();
+      counters_.dropped_checkpoints.add();
+    }
+  }
+  publish(lease, publication);
   counters_.commits.add();
   counters_.tokens_committed.add(step.end - step.begin);
   digest_.mix(kCommit, static_cast<std::uint64_t>(step.end) << 20 ^ lease.id);
 }
 
 // The boundaries of the step that the tree has no checkpoint at yet.
-Cache::Publication Cache::to_publish(const Lease& lease, const OpenStep& step) {
-  Publication publication;
+Cache::Publication Cache::to_publish(Lease& lease, const OpenStep& step) {
+  Publication publication{{}, step.kind, step.write_slot, step.gone_on};
   for (const auto& inner : step.checkpoints) {
     if (known_checkpoint(lease, inner.position)) {
       arena_.free_slot(inner.slot);
@@ -192,10 +248,10 @@ Cache::Publication Cache::to_publish(const Lease& lease, const OpenStep& step) {
       publication.inner.push_back(inner);
     }
   }
-  publication.kind = placement_.boundary_at(lease.course, step.kind, step.begin, step.end);
-  if (publication.kind && known_checkpoint(lease, step.end)) {
+  if (step.kind && known_checkpoint(lease, step.end)) {
     publication.kind.reset();
     counters_.duplicate_checkpoints.add();
+    if (step.gone_on) lease.left_behind = step.write_slot;  // the next step reads it
   }
   return publication;
 }
@@ -209,92 +265,47 @@ bool Cache::known_checkpoint(const Lease& lease, Position position) const {
   return node != nullptr && node->checkpoint;
 }
 
-// Inner checkpoints in the page that `committed` cuts take that page as their tail, and the lease needs a copy of it to
-// go on.
-void Cache::acquire_page_for_inner(Lease& lease, Publication& publication) {
-  auto& inner = publication.inner;
-  const auto edge = lease.committed / options_.page_size * options_.page_size;
-  const auto first = std::find_if(inner.begin(), inner.end(), [&](const auto& each) { return each.position > edge; });
-  if (first == inner.end()) return;
-  if (admission_.make_room_for(first->kind, {0, 1})) {
-    publication.page = arena_.take_page(lease.home);
-    return;
-  }
-  for (auto each = first; each != inner.end(); ++each) arena_.free_slot(each->slot);
-  counters_.dropped_checkpoints.add(inner.end() - first);
-  inner.erase(first, inner.end());
-}
-
-void Cache::acquire_for_boundary(Lease& lease, Publication& publication) {
-  if (!publication.kind) return;
-  const bool needs_page = lease.committed % options_.page_size != 0 && publication.page == kNone;
-  if (!admission_.make_room_for(*publication.kind, {1, needs_page})) {
-    counters_.dropped_checkpoints.add();
-    publication.kind.reset();
-    return;
-  }
-  publication.slot = arena_.take_slot();
-  if (needs_page) publication.page = arena_.take_page(lease.home);
-}
-
 // Moves the anchor to `committed` (rounded down to whole pages unless a checkpoint stands there) and attaches what is
 // to be published. Cannot fail: everything that it takes is in hand.
-void Cache::publish(Lease& lease, Publication publication) {
+void Cache::publish(Lease& lease, const Publication& publication) {
   Node* node = lease.anchor;
   const auto page_size = options_.page_size;
-  const auto extend_to = [&](Position to) {
-    node = tree_.extend(node, lease.span(node->depth, to), lease.pages, lease.owned);
-  };
+  const LeasePages pages{lease.pages, lease.owned, lease.has_content};
+  const auto extend_to = [&](Position to) { node = tree_.extend(node, lease.span(node->depth, to), pages); };
   std::vector<Node*> published;
   for (const auto& inner : publication.inner) {
     extend_to(inner.position);
-    published.push_back(attach(lease, node, inner.slot, inner.kind));
+    published.push_back(attach(lease, node, {inner.position, inner.slot, kNone, inner.kind}));
   }
-  const auto edge = lease.committed / page_size * page_size;
-  extend_to(publication.kind ? lease.committed : std::max(edge, node->depth));
+  const auto full = lease.committed / page_size;  // pages
+  extend_to(publication.kind ? lease.committed : std::max(full * page_size, node->depth));
   if (publication.kind) {
-    published.push_back(attach(lease, node, lease.live, *publication.kind));
-    lease.live = publication.slot;
-    lease.fresh = true;
+    published.push_back(attach(lease, node, {lease.committed, publication.state, kNone, *publication.kind}));
+    if (!publication.gone_on) {
+      lease.live = publication.next;
+      lease.fresh = true;
+    }
+    release_read(lease);
+    lease.read = node;
+    tree_.pin_checkpoint(node);
   }
   tree_.pin(node);
   tree_.unpin(std::exchange(lease.anchor, node));
   for (Node* each : published) {
-    if (each->depth % page_size == 0) continue;
     const auto number = each->depth / page_size;
-    tree_.set_tail(each, number < edge / page_size ? tree_.path_page(node, number) : cut_page(lease, publication.page));
+    if (each->depth % page_size != 0)
+      tree_.set_tail(each, number < full ? tree_.path_page(node, number) : lease.pages[number]);
   }
-  if (publication.kind || lease.due_tail.source != kNone) {
-    release_read(lease);
-    lease.read = published.back();
-    tree_.pin_checkpoint(lease.read);
-  }
-}
-
-// The page that `committed` cuts, as a tail: it becomes the tree's, and the lease goes on in a copy. Where that copy is
-// already due, its source.
-PageId Cache::cut_page(Lease& lease, PageId replacement) {
-  if (lease.due_tail.source != kNone) return lease.due_tail.source;
-  const auto number = lease.committed / options_.page_size;
-  const PageId page = lease.pages[number];
-  ensure(lease.owned[number], "the page that a boundary cuts is not its lease's");
-  lease.owned[number] = false;
-  if (replacement == kNone) return page;  // the lease closes
-  lease.pages[number] = replacement;
-  lease.owned[number] = true;
-  lease.new_pages.push_back(replacement);
-  lease.due_tail = {page, replacement};
-  return page;
 }
 
 // The checkpoint that this one goes beyond serves only branches from now on.
-Node* Cache::attach(Lease& lease, Node* node, SlotId slot, Kind kind) {
-  tree_.attach(node, node->depth, {slot, kNone, kind});
-  placement_.made(kind);
-  counters_.published[index(kind)].add();
+Node* Cache::attach(Lease& lease, Node* node, const Checkpoint& checkpoint) {
+  tree_.attach(node, checkpoint);
+  placement_.made(checkpoint.kind);
+  counters_.published[index(checkpoint.kind)].add();
   Node* last = Tree::ancestor_at(node, lease.course.boundary);
-  if (last != nullptr && last->checkpoint && last->checkpoint->kind != Kind::breakpoint && last->children.size() == 1)
-    tree_.supersede(last);
+  const bool serves_it = last != nullptr && last->checkpoint && last->checkpoint->kind != Kind::breakpoint;
+  if (serves_it && last->children.size() == 1) tree_.supersede(last);
   lease.course.boundary = node->depth;
   return node;
 }
@@ -303,45 +314,74 @@ Node* Cache::attach(Lease& lease, Node* node, SlotId slot, Kind kind) {
 
 void Cache::close(LeaseId id, Keep keep, bool discard) {
   Lease& lease = open_lease(id);
-  const bool kept = keep == Keep::all || (keep == Keep::prompt && lease.committed <= lease.course.prompt_length);
-  const bool publishes = !lease.step && !lease.fresh && kept && !discard;
+  const auto length = lease.course.prompt_length;
+  const bool kept = keep == Keep::all || (keep == Keep::prompt && lease.committed <= length);
+  const bool publishes = lease.steps.empty() && !lease.fresh && kept && !discard;
   if (publishes && known_checkpoint(lease, lease.committed)) {
     counters_.duplicate_checkpoints.add();
   } else if (publishes) {
-    const auto length = lease.course.prompt_length;
-    const Kind kind = lease.committed > length    ? Kind::turn_end
-                      : lease.committed == length ? Kind::prompt_end
-                                                  : Kind::chunk_end;
-    publish(lease, {{}, kind});
+    const Kind at_prompt = lease.committed == length ? Kind::prompt_end : Kind::chunk_end;
+    publish(lease, {{}, lease.committed > length ? Kind::turn_end : at_prompt, lease.live});
   }
-  Node* last = Tree::ancestor_at(lease.anchor, lease.course.boundary);
-  const bool retire =
-      keep == Keep::nothing && last != nullptr && last->checkpoint && last->checkpoint->kind != Kind::breakpoint;
+  lease.retires = keep == Keep::nothing && lease.course.boundary > lease.course.start;
   counters_.closes.add();
-  digest_.mix(kClose, id);
-  if (lease.step && lease.step->plan == pending_.number) {
-    lease.resting = true;
-    counters_.open_leases.add(-1);
+  digest_.mix(kClose, static_cast<std::uint64_t>(id) << 3 ^ static_cast<std::uint64_t>(keep) << 1 ^ discard);
+  counters_.open_leases.add(-1);
+  open_steps_ -= static_cast<std::int64_t>(lease.steps.size());
+  drop_uncollected(lease);
+  if (!lease.steps.empty() && may_still_run(lease.steps.back().plan)) {
+    lease.resting = lease.steps.back().plan;
     counters_.resting_leases.add();
   } else {
     let_go(lease);
   }
-  if (retire && last->children.empty()) tree_.supersede(last);
+  end_rests();
   trim_to_cap();
 }
 
+void Cache::drop_uncollected(Lease& lease) {
+  if (lease.steps.empty() || lease.steps.back().plan != next_plan_) return;
+  for (const auto& inner : lease.steps.back().checkpoints) arena_.free_slot(inner.slot);
+  lease.steps.pop_back();
+  std::erase(launched_, lease.id);
+}
+
+// Counted in plans: an engine collects plan p + 1 + run_ahead only when it has the results of the steps of plan p.
+bool Cache::may_still_run(std::int64_t plan) const {
+  const bool in_flight = !pending_.empty() || open_steps_ > 0;
+  return in_flight && applied_ < plan + options_.run_ahead;
+}
+
+void Cache::end_rests() {
+  if (counters_.resting_leases.get() == 0) return;
+  std::vector<Lease*> ended;
+  for (const auto& [id, lease] : leases_) {
+    if (lease->resting != 0 && !may_still_run(lease->resting)) ended.push_back(lease.get());
+  }
+  for (Lease* lease : ended) {
+    counters_.resting_leases.add(-1);
+    let_go(*lease);
+  }
+  if (!ended.empty()) trim_to_cap();
+}
+
 void Cache::let_go(Lease& lease) {
-  (lease.resting ? counters_.resting_leases : counters_.open_leases).add(-1);
   release_read(lease);
-  if (lease.live != kNone) arena_.free_slot(lease.live);
-  if (lease.step) {
-    for (const auto& inner : lease.step->checkpoints) arena_.free_slot(inner.slot);
-    std::erase(launched_, lease.id);
+  for (const SlotId slot : {lease.live, lease.left_behind}) {
+    if (slot != kNone) arena_.free_slot(slot);
+  }
+  for (const auto& step : lease.steps) {
+    if (step.gone_on) arena_.free_slot(step.write_slot);
+    for (const auto& inner : step.checkpoints) arena_.free_slot(inner.slot);
   }
   for (std::size_t i = 0; i < lease.pages.size(); ++i) {
-    if (lease.owned[i]) arena_.free_page(lease.pages[i]);
+    if (lease.owned[i]) arena_.release_page(lease.pages[i]);
   }
+  Node* last = Tree::ancestor_at(lease.anchor, lease.course.boundary);
+  const bool retire =
+      lease.retires && last != nullptr && last->checkpoint && last->checkpoint->kind != Kind::breakpoint;
   tree_.unpin(lease.anchor);
+  if (retire && last->children.empty()) tree_.supersede(last);
   if (lease.has_content) contents_.release(lease.tokens);
   leases_.erase(lease.id);
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 
 namespace hybridcache {
 
@@ -126,13 +127,12 @@ std::vector<PageId> Tree::path_pages(const Node* node) const {
 // ---------------------------------------------------------------- growing
 
 Node* Tree::make_root(const std::string& salt) {
-  const auto [it, inserted] = roots_.try_emplace(salt, nullptr);
-  if (inserted) {
-    it->second = new Node;
-    it->second->salt = &it->first;
-    nodes_.add();
-  }
-  return it->second;
+  if (Node* known = find_root(salt)) return known;
+  auto root = std::make_unique<Node>();
+  const auto it = roots_.try_emplace(salt, root.get()).first;
+  root->salt = &it->first;
+  nodes_.add();
+  return root.release();
 }
 
 void Tree::add_child(Node* parent, Node* child) {
@@ -141,18 +141,18 @@ void Tree::add_child(Node* parent, Node* child) {
   if (parent->children.size() == 1) leaf_changed(parent);
 }
 
-Node* Tree::make_leaf(Node* parent, std::span<const Token> edge, std::span<const PageId> table,
-                      std::vector<bool>& owned) {
+Node* Tree::make_leaf(Node* parent, std::span<const Token> edge, const LeasePages& from) {
   auto* leaf = new Node;
   leaf->edge.assign(edge.begin(), edge.end());
   leaf->depth = parent->depth + static_cast<Position>(edge.size());
-  leaf->has_content = std::any_of(edge.begin(), edge.end(), [](Token token) { return token < 0; });
+  leaf->has_content = from.has_content && std::any_of(edge.begin(), edge.end(), [](Token token) { return token < 0; });
   if (leaf->has_content) contents_.acquire(edge);
   for (auto page = parent->depth / page_size_; page < leaf->depth / page_size_; ++page) {
-    ensure(owned[page], "a page joins the tree that its lease does not own");
-    owned[page] = false;
-    arena_.count_page(table[page]);
-    leaf->pages.push_back(table[page]);
+    ensure(from.owned[page], "a page joins the tree that its lease does not own");
+    from.owned[page] = false;
+    arena_.count_page(from.table[page]);
+    arena_.release_page(from.table[page]);
+    leaf->pages.push_back(from.table[page]);
   }
   nodes_.add();
   add_child(parent, leaf);
@@ -178,10 +178,10 @@ Node* Tree::split(Node* node, Position at) {
   return upper;
 }
 
-Node* Tree::extend(Node* from, std::span<const Token> tokens, std::span<const PageId> table, std::vector<bool>& owned) {
+Node* Tree::extend(Node* from, std::span<const Token> tokens, const LeasePages& pages) {
   while (!tokens.empty()) {
     Node* child = find_child(from, tokens.front());
-    if (child == nullptr) return make_leaf(from, tokens, table, owned);
+    if (child == nullptr) return make_leaf(from, tokens, pages);
     const auto common = common_prefix(child->edge.data(), tokens.data(), std::min(child->edge.size(), tokens.size()));
     from = common < child->edge.size() ? split(child, child->begin() + static_cast<Position>(common)) : child;
     tokens = tokens.subspan(common);
@@ -250,12 +250,12 @@ void Tree::unpin(Node* node) {
   if (--node->pins == 0) settle(node);
 }
 
-void Tree::attach(Node* node, Position position, const Checkpoint& checkpoint) {
+void Tree::attach(Node* node, const Checkpoint& checkpoint) {
+  const auto position = checkpoint.position;
   ensure(position == node->depth && position > 0 && !node->checkpoint,
-         "a checkpoint joins a node of another depth, or a second one");
+         "I2: a checkpoint joins a node of another depth, or a second one");
   node->checkpoint = checkpoint;
   node->checkpoint->tick = ++tick_;
-  if (checkpoint.tail != kNone) arena_.count_page(checkpoint.tail);
   checkpoints_.add();
   digest_.mix(kAttach, (static_cast<std::uint64_t>(position) << 8 | index(checkpoint.kind)) ^
                            (static_cast<std::uint64_t>(checkpoint.slot) << 32));
@@ -268,14 +268,20 @@ void Tree::set_tail(Node* node, PageId page) {
   arena_.count_page(page);
 }
 
-void Tree::detach(Node* node) {
+SlotId Tree::take_back(Node* node) {
   watcher_->leaving(*node);
-  digest_.mix(kDetach, node->checkpoint->slot);
-  arena_.free_slot(node->checkpoint->slot);
-  if (node->checkpoint->tail != kNone) arena_.uncount_page(node->checkpoint->tail);
+  const SlotId slot = node->checkpoint->slot;
+  const PageId tail = node->checkpoint->tail;
+  digest_.mix(kDetach, slot);
   node->checkpoint.reset();
   checkpoints_.add(-1);
+  if (tail != kNone) arena_.uncount_page(tail);
   settle(node);
+  return slot;
+}
+
+void Tree::detach(Node* node) {
+  arena_.free_slot(take_back(node));
 }
 
 void Tree::pin_checkpoint(Node* node) {

@@ -28,6 +28,7 @@
 namespace hybridcache {
 
 struct Checkpoint {
+  Position position;  // that its state was taken at; equal to the depth of its node (I2)
   SlotId slot;
   PageId tail;  // the page that the boundary cuts, kNone on a page edge
   Kind kind;
@@ -82,6 +83,14 @@ class ContentTable {
   std::vector<Token> free_;
 };
 
+// What a lease gives to the tree: its page table from position 0, which entries are its own (cleared as they become the
+// tree's), and whether its tokens may hold (token, content) pairs.
+struct LeasePages {
+  std::span<const PageId> table;
+  std::vector<bool>& owned;
+  bool has_content;
+};
+
 struct Walk {
   Position matched = 0;            // leading tokens that the tree knows
   bool diverged = false;           // it goes on there, but differently
@@ -112,17 +121,18 @@ class Tree {
   static Node* ancestor_at(Node* node, Position depth);
 
   // Goes down from `from` by `tokens`, splitting and creating what is missing, to a node at exactly from->depth +
-  // tokens.size(). Where it creates, the pages of `table` (a page table from position 0) become the tree's, and their
-  // `owned` flags false. The caller pins the result, or gives it a checkpoint, before anything settles.
-  Node* extend(Node* from, std::span<const Token> tokens, std::span<const PageId> table, std::vector<bool>& owned);
+  // tokens.size(). Where it creates, the lease's pages become the tree's. The caller pins the result, or gives it a
+  // checkpoint, before anything settles.
+  Node* extend(Node* from, std::span<const Token> tokens, const LeasePages& pages);
 
   void pin(Node* node) { ++node->pins; }
   void unpin(Node* node);
 
-  // The position travels with the slot: REQUIRES position == node->depth (I2).
-  void attach(Node* node, Position position, const Checkpoint& checkpoint);
+  // REQUIRES checkpoint.position == node->depth: the position travels with the slot (I2).
+  void attach(Node* node, const Checkpoint& checkpoint);
   void set_tail(Node* node, PageId page);
-  void detach(Node* node);  // frees slot and tail, then settles
+  SlotId take_back(Node* node);  // the checkpoint goes, its slot is the caller's
+  void detach(Node* node);       // frees slot and tail, then settles
   void pin_checkpoint(Node* node);
   void unpin_checkpoint(Node* node);
   void touch(Node* node);  // used again: newest tick, not superseded
@@ -138,7 +148,7 @@ class Tree {
 
  private:
   Node* find_child(const Node* node, Token first) const;
-  Node* make_leaf(Node* parent, std::span<const Token> edge, std::span<const PageId> table, std::vector<bool>& owned);
+  Node* make_leaf(Node* parent, std::span<const Token> edge, const LeasePages& from);
   Node* split(Node* node, Position at);
   void merge_into_child(Node* node);
   void remove_leaf(Node* node);

@@ -31,9 +31,9 @@ constexpr const char* name(Kind kind) {
 }
 
 // Why a match ended where it did (I12).
-enum class Reason : std::uint8_t { cold, complete, remainder, unknown, no_checkpoint };
-constexpr int kReasons = 5;
-constexpr const char* kReasonNames[kReasons] = {"cold", "complete", "remainder", "unknown", "no_checkpoint"};
+enum class Reason : std::uint8_t { cold, complete, remainder, unknown, no_checkpoint, no_room };
+constexpr int kReasons = 6;
+constexpr const char* kReasonNames[kReasons] = {"cold", "complete", "remainder", "unknown", "no_checkpoint", "no_room"};
 constexpr int index(Reason reason) {
   return static_cast<int>(reason);
 }
@@ -55,6 +55,7 @@ struct Options {
   std::int64_t alignment = 1;            // paid cuts fall on begin + alignment * k
   std::int64_t pass_cost = 512;          // tokens that one more forward pass is worth
   std::int64_t interior_spacing = 1024;  // tokens below which no sparse checkpoint is made
+  std::int64_t run_ahead = 0;            // steps that may be launched before the one before is committed
   bool inner_checkpoints = false;
   Policy policy = Policy::standard;
 };
@@ -106,7 +107,7 @@ struct InvariantError : std::logic_error {
   using std::logic_error::logic_error;
 };
 
-inline void ensure(bool holds, const std::string& what) {
+inline void ensure(bool holds, const char* what) {
   if (!holds) throw InvariantError(what);
 }
 

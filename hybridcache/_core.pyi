@@ -23,6 +23,7 @@ class Options:
     alignment: int
     pass_cost: int
     interior_spacing: int
+    run_ahead: int
     inner_checkpoints: bool
     lru: bool
     def __init__(self) -> None: ...

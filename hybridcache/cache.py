@@ -15,18 +15,22 @@ time may call a cache; `stats()` may be read from any.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
-import numpy as np
-
 from hybridcache import _core
+from hybridcache._arguments import (
+    ContentKeys,
+    arena_geometry,
+    check_content_keys,
+    check_integer,
+    check_salt,
+    size_arena,
+)
 from hybridcache.errors import StateError
-from hybridcache.values import Geometry, Int32, Match, Plan, Step, Steps
+from hybridcache.values import Int32, Match, Plan, Step, Steps
 
 Tokens = Any  # a C-contiguous int32 or int64 buffer, or a list of ints
-ContentKeys = Iterable[tuple[int, bytes]]
 Keep = Literal["all", "prompt", "nothing"]
 Policy = Literal["default", "lru"]
 
@@ -43,33 +47,6 @@ class Layout(Protocol):
     def page_bytes(self) -> int: ...
     @property
     def slot_bytes(self) -> int: ...
-
-
-def _integer(name: str, value: Any, *, low: int, high: int = 2**62) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: {value!r}, expected an integer") from None
-    if isinstance(value, bool):
-        raise TypeError(f"{name}: {value!r}, expected an integer")
-    if not low <= number <= high:
-        raise ValueError(f"{name}: {number}, expected {low} <= {name} <= {high}")
-    return number
-
-
-def _salt(salt: Any) -> bytes:
-    if not isinstance(salt, bytes):
-        raise TypeError(f"salt: {salt!r}, expected bytes")
-    return salt
-
-
-def _content_keys(keys: ContentKeys) -> list[tuple[int, bytes]]:
-    checked = []
-    for key in keys:
-        if not (isinstance(key, tuple) and len(key) == 2 and isinstance(key[1], bytes)):
-            raise TypeError(f"content_keys: {key!r}, expected (position, bytes)")
-        checked.append((_integer("content_keys", key[0], low=0), key[1]))
-    return checked
 
 
 class Lease:
@@ -148,18 +125,18 @@ class Lease:
 
     @property
     def pages(self) -> Int32:
-        """The page table: int32[capacity / page_size], a copy. `launch` may append to it, `commit` may
-        replace its last, partly filled entry."""
+        """The page table: int32[capacity / page_size], a copy. `launch` may append to it; no entry
+        changes."""
         return self._core.pages(self._id)
 
     def launch(self, count: int) -> Step | None:
         """Opens a step over at most `count` tokens from `computed` on; None: no room for its pages now, and
         nothing changed.
 
-        It ends at the end of the prompt, or at the next wanted boundary, at the latest. One step at a time:
-        StateError if the last one is not committed. O(new pages + log n).
+        It ends at the end of the prompt, or at the next wanted boundary, at the latest. StateError if more
+        than `run_ahead` steps are not committed, or no plan has collected the last one. O(new pages + log n).
         """
-        step = self._core.launch_one(self._id, _integer("count", count, low=1))
+        step = self._core.launch_one(self._id, check_integer("count", count, low=1))
         return None if step is None else Step(*step)
 
     def commit(self, tokens: Tokens = ()) -> None:
@@ -189,6 +166,14 @@ class Lease:
             raise ValueError(f"keep: {keep!r}, expected one of {sorted(_KEEP)}")
         self._core.close(self._id, _KEEP[keep], bool(discard))
 
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Closes if still open; publishes nothing if an exception passes."""
+        if not self.closed:
+            self.close(discard=error is not None)
+
 
 class Pin:
     """Keeps one checkpoint and the path to it from being evicted, until `release` or the end of a `with`."""
@@ -214,6 +199,7 @@ class HybridCache:
 
     layout: page_size (tokens), page_bytes and slot_bytes, such as a ModelLayout.
     memory_bytes: one arena that pages and slots share; or num_pages and num_slots: two fixed regions.
+    run_ahead: 1 where the engine launches a step before it commits the one before (overlap).
     inner_checkpoints: the engine can leave states at inner positions of one forward (Step.checkpoints), so
         cuts cost no extra pass.
     alignment: paid cuts fall on begin + alignment * k tokens; 64 where a resumed GDN scan must be bitwise
@@ -237,6 +223,7 @@ class HybridCache:
         memory_bytes: int | None = None,
         num_pages: int | None = None,
         num_slots: int | None = None,
+        run_ahead: int = 0,
         inner_checkpoints: bool = False,
         alignment: int = 1,
         max_cached_bytes: int | None = None,
@@ -247,19 +234,20 @@ class HybridCache:
         if policy not in _POLICIES:
             raise ValueError(f"policy: {policy!r}, expected one of {_POLICIES}")
         options = _core.Options()
-        options.page_size = _integer("layout.page_size", layout.page_size, low=1, high=2**20)
-        options.page_bytes = _integer("layout.page_bytes", layout.page_bytes, low=1)
-        options.slot_bytes = _integer("layout.slot_bytes", layout.slot_bytes, low=1)
+        options.page_size = check_integer("layout.page_size", layout.page_size, low=1, high=2**20)
+        options.page_bytes = check_integer("layout.page_bytes", layout.page_bytes, low=1)
+        options.slot_bytes = check_integer("layout.slot_bytes", layout.slot_bytes, low=1)
+        options.run_ahead = check_integer("run_ahead", run_ahead, low=0, high=1)
         options.inner_checkpoints = bool(inner_checkpoints)
-        options.alignment = _integer("alignment", alignment, low=1)
-        options.pass_cost = _integer("pass_cost", pass_cost, low=0)
-        options.interior_spacing = _integer("interior_spacing", interior_spacing, low=1)
+        options.alignment = check_integer("alignment", alignment, low=1)
+        options.pass_cost = check_integer("pass_cost", pass_cost, low=0)
+        options.interior_spacing = check_integer("interior_spacing", interior_spacing, low=1)
         options.lru = policy == "lru"
         if max_cached_bytes is not None:
-            options.max_cached_bytes = _integer("max_cached_bytes", max_cached_bytes, low=0)
-        _size_arena(options, memory_bytes, num_pages, num_slots)
+            options.max_cached_bytes = check_integer("max_cached_bytes", max_cached_bytes, low=0)
+        size_arena(options, memory_bytes, num_pages, num_slots)
         self._core = _core.Core(options)
-        self.geometry = _geometry(options, self._core)
+        self.geometry = arena_geometry(options, self._core)
 
     def match(self, tokens: Tokens, *, salt: bytes = b"", content_keys: ContentKeys = ()) -> Match:
         """How far `tokens` are known and could be resumed. Changes nothing (I9). One memcmp pass over the
@@ -269,7 +257,7 @@ class HybridCache:
         bytes), ascending: what the token at that position stands for, where equal ids may have different
         content (images).
         """
-        return Match(*self._core.match(tokens, _salt(salt), _content_keys(content_keys)))  # type: ignore[arg-type]
+        return Match(*self._core.match(tokens, check_salt(salt), check_content_keys(content_keys)))  # type: ignore[arg-type]
 
     def reserve(
         self,
@@ -289,17 +277,17 @@ class HybridCache:
         """
         lease = self._core.reserve(
             tokens,
-            _salt(salt),
-            [_integer("breakpoints", each, low=-(2**62)) for each in breakpoints],
-            _content_keys(content_keys),
-            _integer("max_new_tokens", max_new_tokens, low=0, high=2**40),
+            check_salt(salt),
+            [check_integer("breakpoints", each, low=-(2**62)) for each in breakpoints],
+            check_content_keys(content_keys),
+            check_integer("max_new_tokens", max_new_tokens, low=0, high=2**40),
         )
         return None if lease is None else Lease(self, lease)
 
     def launch(self, leases: Sequence[Lease], counts: Sequence[int]) -> Steps:
         """`Lease.launch` for a batch: no room is per lease, a caller's mistake refuses the whole batch."""
         return Steps(
-            *self._core.launch(self._ids(leases), [_integer("counts", each, low=1) for each in counts])
+            *self._core.launch(self._ids(leases), [check_integer("counts", each, low=1) for each in counts])
         )
 
     def commit(self, leases: Sequence[Lease], tokens: Tokens = ()) -> None:
@@ -309,24 +297,30 @@ class HybridCache:
 
     def plan(self) -> Plan:
         """What the steps launched since the last plan need copied and zeroed. Once per engine step;
-        StateError while one is pending."""
-        return Plan(*map(_read_only, self._core.plan()))
+        StateError while more than `run_ahead` are pending."""
+        number, copy_slots, zero_slots, copy_pages, zero_pages = self._core.plan()
+        ids = (copy_slots, zero_slots, copy_pages, zero_pages)
+        for each in ids:
+            each.flags.writeable = False
+        return Plan(number, *ids, cache=self._core)
 
     def applied(self, plan: Plan) -> None:
         """The plan has been executed (on the device's stream). Again, or for an older one: no effect."""
         if not isinstance(plan, Plan):
             raise TypeError(f"plan: {plan!r}, expected a Plan from plan()")
+        if plan.cache is not self._core:
+            raise ValueError(f"plan: number {plan.number} of another cache, expected one of this cache")
         self._core.applied(plan.number)
 
     def pin(self, tokens: Tokens, *, salt: bytes = b"", content_keys: ContentKeys = ()) -> Pin | None:
         """Keeps the deepest checkpoint on the path of `tokens` until released; None if there is none."""
-        pin = self._core.pin(tokens, _salt(salt), _content_keys(content_keys))
+        pin = self._core.pin(tokens, check_salt(salt), check_content_keys(content_keys))
         return None if pin is None else Pin(self._core, *pin)
 
     def clear(self, *, salt: bytes | None = None) -> int:
         """Drops every checkpoint that nobody pins, of one salt or of all; returns how many. Open leases go on
         and may publish later."""
-        return self._core.clear(None if salt is None else _salt(salt))
+        return self._core.clear(None if salt is None else check_salt(salt))
 
     def check(self) -> None:
         """Re-derives I1-I12 from scratch, O(n); InvariantError with the tree printed if one does not hold."""
@@ -334,7 +328,7 @@ class HybridCache:
 
     @property
     def digest(self) -> int:
-        """A hash of every decision so far: equal on all ranks that made the same calls (I7)."""
+        """A hash of all changes so far: equal on all ranks that made the same calls (I7)."""
         return self._core.digest()
 
     def stats(self) -> dict[str, int]:
@@ -346,63 +340,8 @@ class HybridCache:
         return self._core.dump()
 
     def _ids(self, leases: Sequence[Lease]) -> list[int]:
+        leases = list(leases)
         for lease in leases:
             if not isinstance(lease, Lease) or lease._core is not self._core:
                 raise ValueError(f"leases: {lease!r}, expected leases of this cache")
         return [lease._id for lease in leases]
-
-
-def _read_only(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        value.flags.writeable = False
-    return value
-
-
-def _size_arena(
-    options: _core.Options, memory_bytes: int | None, num_pages: int | None, num_slots: int | None
-) -> None:
-    if memory_bytes is None and num_pages is not None and num_slots is not None:
-        options.num_pages = _integer("num_pages", num_pages, low=1, high=2**31 - 1)
-        options.num_slots = _integer("num_slots", num_slots, low=1, high=2**31 - 1)
-        return
-    if memory_bytes is None or num_pages is not None or num_slots is not None:
-        raise ValueError(
-            f"memory_bytes: {memory_bytes}, num_pages: {num_pages}, num_slots: {num_slots}, "
-            "expected memory_bytes alone, or both others"
-        )
-    slab_bytes = _slab_bytes(options)
-    options.num_slabs = _integer("memory_bytes", memory_bytes, low=0) // slab_bytes
-    if options.num_slabs < 2:
-        raise ValueError(
-            f"memory_bytes: {memory_bytes}, expected at least {2 * slab_bytes}: "
-            f"a slab of {slab_bytes} bytes for one slot and one for pages"
-        )
-    if options.num_slabs * (slab_bytes // options.page_bytes) >= 2**31:
-        raise ValueError(
-            f"memory_bytes: {memory_bytes}, expected less than 2**31 pages of {options.page_bytes} bytes"
-        )
-
-
-def _slab_bytes(options: _core.Options) -> int:
-    return -(-options.slot_bytes // options.page_bytes) * options.page_bytes
-
-
-def _geometry(options: _core.Options, core: _core.Core) -> Geometry:
-    pages_per_slab, num_pages, num_slots = core.arena()
-    fixed = options.num_slabs == 0
-    slab_bytes = _slab_bytes(options)
-    slot_offset = num_pages * options.page_bytes if fixed else 0
-    total = slot_offset + num_slots * slab_bytes
-    return Geometry(
-        page_size=options.page_size,
-        page_bytes=options.page_bytes,
-        slot_bytes=options.slot_bytes,
-        pages_per_slab=pages_per_slab,
-        slab_bytes=slab_bytes,
-        num_slabs=options.num_slabs,
-        num_pages=num_pages,
-        num_slots=num_slots,
-        slot_offset=slot_offset,
-        slot_stride=slab_bytes,
-        total_bytes=total,
-    )

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Int32 = npt.NDArray[np.int32]
-Reason = Literal["cold", "complete", "remainder", "unknown", "no_checkpoint"]
+Reason = Literal["cold", "complete", "remainder", "unknown", "no_checkpoint", "no_room"]
 
 
 class Geometry(NamedTuple):
@@ -41,7 +41,8 @@ class Match(NamedTuple):
     kv_length: leading tokens that the tree knows.
     reason: why not further. "cold": nothing is known. "complete": nothing more could be skipped. "remainder":
         a checkpoint lies at the very end, but one token must be computed. "unknown": all that is known is
-        resumable. "no_checkpoint": KV reaches further than any state.
+        resumable. "no_checkpoint": KV reaches further than any state. "no_room": in a lease only: the arena
+        could not hold the request beside its deepest checkpoint.
     diverged: at kv_length the tree goes on, differently.
     """
 
@@ -95,3 +96,4 @@ class Plan(NamedTuple):
     zero_slots: Int32
     copy_pages: Int32
     zero_pages: Int32
+    cache: object  # the cache that it comes from, by identity

@@ -165,7 +165,11 @@ def test_order_of_calls(driver: Driver) -> None:
     refused(lambda: lease.launch(0), ValueError, "count: 0, expected 1 <= count")
     assert lease.launch(3) is not None
     refused(lease.commit, StateError, "commit: the plan 1 of lease 1 is not applied")
-    refused(lambda: lease.launch(1), StateError, "launch: lease 1 has a step that is not committed")
+    refused(
+        lambda: lease.launch(1),
+        StateError,
+        "launch: lease 1 has 1 steps that are not committed, expected at most 0",
+    )
     refused(lease.fork, StateError, "fork: lease 1 has a step that is not committed")
     plan = cache.plan()
     refused(cache.plan, StateError, "plan: number 1 is pending")

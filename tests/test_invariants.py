@@ -19,7 +19,8 @@ def test_i1_every_page_and_slot_has_one_owner(driver: Driver) -> None:
     assert (stats()["taken_pages"], stats()["taken_slots"], stats()["tree_pages"]) == (10, 1, 0)
     driver.prefill(lease)
     before = stats()
-    assert before["tree_pages"] == 30 // 4 + before["checkpoints"] - (before["checkpoints"] == 0)
+    assert before["checkpoints"] == 2  # the cut before the end of the prompt, and its end
+    assert before["tree_pages"] == 8  # the last one as a tail, in which the lease goes on
     lease.close(keep="nothing")
     driver.cache.clear()
     driver.cache.check()
@@ -237,7 +238,7 @@ def test_i10_a_lease_that_closes_before_its_step_is_collected_books_nothing(driv
     lease.launch(5)
     lease.close()
     plan = driver.apply()
-    assert not any(len(ids) for ids in plan[1:])
+    assert not any(len(ids) for ids in plan[1:5])
     assert driver.cache.stats()["taken_pages"] == 0
     again = driver.cache.reserve(tokens(10))
     assert again is not None

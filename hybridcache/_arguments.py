@@ -1,0 +1,98 @@
+"""Arguments of HybridCache: what is accepted, and the sizes that follow from them.
+
+Owns the messages of the errors that name an argument, its value and what was expected. Tokens are checked by
+the core, where they are read.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+from hybridcache import _core
+from hybridcache.values import Geometry
+
+ContentKeys = Iterable[tuple[int, bytes]]
+
+
+def check_integer(name: str, value: Any, *, low: int, high: int = 2**62) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: {value!r}, expected an integer") from None
+    if isinstance(value, bool):
+        raise TypeError(f"{name}: {value!r}, expected an integer")
+    if not low <= number <= high:
+        raise ValueError(f"{name}: {number}, expected {low} <= {name} <= {high}")
+    return number
+
+
+def check_salt(salt: Any) -> bytes:
+    if not isinstance(salt, bytes):
+        raise TypeError(f"salt: {salt!r}, expected bytes")
+    return salt
+
+
+def check_content_keys(keys: ContentKeys) -> list[tuple[int, bytes]]:
+    checked = []
+    for key in keys:
+        if not (isinstance(key, tuple) and len(key) == 2 and isinstance(key[1], bytes)):
+            raise TypeError(f"content_keys: {key!r}, expected (position, bytes)")
+        checked.append((check_integer("content_keys", key[0], low=0), key[1]))
+    return checked
+
+
+def size_arena(
+    options: _core.Options, memory_bytes: int | None, num_pages: int | None, num_slots: int | None
+) -> None:
+    if memory_bytes is None and num_pages is not None and num_slots is not None:
+        options.num_pages = check_integer("num_pages", num_pages, low=1, high=2**31 - 1)
+        options.num_slots = check_integer("num_slots", num_slots, low=1, high=2**31 - 1)
+        total = options.num_pages * options.page_bytes + options.num_slots * bytes_of_slab(options)
+        if total >= 2**62:
+            raise ValueError(
+                f"num_pages: {num_pages}, num_slots: {num_slots}, expected less than 2**62 bytes"
+            )
+        return
+    if memory_bytes is None or num_pages is not None or num_slots is not None:
+        raise ValueError(
+            f"memory_bytes: {memory_bytes}, num_pages: {num_pages}, num_slots: {num_slots}, "
+            "expected memory_bytes alone, or both others"
+        )
+    slab_bytes = bytes_of_slab(options)
+    options.num_slabs = check_integer("memory_bytes", memory_bytes, low=0, high=2**62) // slab_bytes
+    if options.num_slabs < 2:
+        raise ValueError(
+            f"memory_bytes: {memory_bytes}, expected at least {2 * slab_bytes}: "
+            f"a slab of {slab_bytes} bytes for one slot and one for pages"
+        )
+    if options.num_slabs * (slab_bytes // options.page_bytes) >= 2**31:
+        raise ValueError(
+            f"memory_bytes: {memory_bytes}, expected less than 2**31 pages of {options.page_bytes} bytes"
+        )
+
+
+def bytes_of_slab(options: _core.Options) -> int:
+    return -(-options.slot_bytes // options.page_bytes) * options.page_bytes
+
+
+def arena_geometry(options: _core.Options, core: _core.Core) -> Geometry:
+    pages_per_slab, num_pages, num_slots = core.arena()
+    fixed = options.num_slabs == 0
+    slab_bytes = bytes_of_slab(options)
+    slot_offset = num_pages * options.page_bytes if fixed else 0
+    total = slot_offset + num_slots * slab_bytes
+    return Geometry(
+        page_size=options.page_size,
+        page_bytes=options.page_bytes,
+        slot_bytes=options.slot_bytes,
+        pages_per_slab=pages_per_slab,
+        slab_bytes=slab_bytes,
+        num_slabs=options.num_slabs,
+        num_pages=num_pages,
+        num_slots=num_slots,
+        slot_offset=slot_offset,
+        slot_stride=slab_bytes,
+        total_bytes=total,
+    )

@@ -8,8 +8,12 @@ bool Admission::make_room(const Need& need, const Node* held) {
   return feasible(need, held) && evict_until(need, Eviction::kAnyRank);
 }
 
-bool Admission::make_room_for(Kind kind, const Need& need) {
-  return evict_until(need, rank_limit(kind));
+bool Admission::make_room_for(Kind kind, bool spare) {
+  return evict_until({1, 0}, spare ? kNone : rank_limit(kind));
+}
+
+bool Admission::has_room_for(Kind kind) const {
+  return arena_.satisfies(1, 0) || eviction_.lowest(rank_limit(kind), false) != nullptr;
 }
 
 bool Admission::evict_until(const Need& need, int max_rank) {

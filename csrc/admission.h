@@ -28,9 +28,10 @@ class Admission {
   bool make_room(const Need& need, const Node* held);
   // Whether make_room(need) would succeed; slots = -1 asks as if one more slot were free.
   bool feasible(const Need& need, const Node* held) const;
-  // Evicts only what `kind` may replace; false if that is not enough (what has left is gone: it was worth less than
-  // room).
-  bool make_room_for(Kind kind, const Need& need);
+  // A slot for a boundary: evicts only what `kind` may replace, nothing if it is to be made in spare room only.
+  bool make_room_for(Kind kind, bool spare);
+  // Whether a slot could be had for a boundary of such a kind.
+  bool has_room_for(Kind kind) const;
 
  private:
   static int rank_limit(Kind kind) { return kind == Kind::breakpoint || kind == Kind::fork ? Eviction::kAnyRank : 0; }

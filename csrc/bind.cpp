@@ -191,7 +191,7 @@ py::array_t<std::int32_t> pairs(const std::vector<Copy>& copies) {
 }
 
 py::tuple to_tuple(const Match& match) {
-  return py::make_tuple(match.length, match.kv_length, name(match.reason), match.diverged);
+  return py::make_tuple(match.length, match.kv_length, name(match.reason), match.ways > 0);
 }
 
 py::list inner(const Step& step) {

@@ -67,7 +67,7 @@ Match Cache::to_match(const Walk& walk, Position length) const {
   } else if (resumed == walk.matched) {
     reason = Reason::unknown;
   }
-  return {resumed, walk.matched, reason, walk.diverged};
+  return {resumed, walk.matched, reason, walk.ways};
 }
 
 Match Cache::match(const Prompt& prompt) const {
@@ -108,9 +108,10 @@ std::optional<LeaseId> Cache::reserve(const Prompt& prompt, const ReserveOptions
   }
   auto lease = std::make_unique<Lease>();
   lease->match = match;
-  if ((*node)->depth < match.length) lease->match = {(*node)->depth, match.kv_length, Reason::no_room, match.diverged};
+  if ((*node)->depth < match.length) lease->match = {(*node)->depth, match.kv_length, Reason::no_room, match.ways};
   lease->course.prompt_length = length;
   lease->course.branches = true;
+  lease->course.resend = match.kv_length == length;
   if ((*node)->depth > 0) {
     const Kind kind = (*node)->checkpoint->kind;
     lease->course.branches = kind != Kind::turn_end && kind != Kind::prompt_end;

@@ -21,6 +21,7 @@ namespace hybridcache {
 // A step that was launched and not yet committed, with what it booked for the next plan.
 struct OpenStep : Step {
   std::optional<Kind> kind;  // of the boundary that is to stand at its end
+  bool spare = false;        // that one only where a slot is free
   bool gone_on = false;      // the next step was launched from that boundary, on a live slot of its own
   std::int64_t plan = 0;     // the number of the plan that carries it
   Copy tail{kNone, kNone};   // page copy due

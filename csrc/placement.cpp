@@ -29,13 +29,13 @@ void Placement::want(Course& course, const Match& match, std::span<const Positio
     if (position > course.start) wanted.push_back({position, Kind::breakpoint});
   }
   const auto cost = options_.inner_checkpoints ? 0 : options_.pass_cost;
-  if (match.diverged && match.kv_length < length && match.kv_length > course.start &&
-      match.kv_length - course.start >= cost) {
+  // One sharer saves kv_length - start tokens; each that left the path here before is one more.
+  if (match.ways > 0 && match.kv_length > course.start && (match.kv_length - course.start) * match.ways >= cost) {
     wanted.push_back({match.kv_length, Kind::fork});
   }
   if (options_.inner_checkpoints) {
-    if (course.branches && length - kCutGap > course.start && enabled(Kind::cut))
-      wanted.push_back({length - kCutGap, Kind::cut});
+    if (course.branches && length - kCutGap > course.start)
+      wanted.push_back({length - kCutGap, Kind::cut, !enabled(Kind::cut)});
     add_interior(course);
   }
   // Kinds were added in the order of precedence, which a stable sort keeps among equals.
@@ -46,12 +46,13 @@ void Placement::want(Course& course, const Match& match, std::span<const Positio
 }
 
 void Placement::add_interior(Course& course) {
-  std::vector<Wanted> interior;
+  const auto first = course.wanted.size();
   for (Position at = options_.interior_spacing; at < course.prompt_length; at *= 2) {
-    if (at > course.start) interior.push_back({at, Kind::interior});
+    if (at > course.start) course.wanted.push_back({at, Kind::interior});
   }
-  if (!interior.empty() && enabled(Kind::interior))
-    course.wanted.insert(course.wanted.end(), interior.begin(), interior.end());
+  if (course.wanted.size() == first) return;
+  const bool spare = !enabled(Kind::interior);
+  for (auto at = first; at < course.wanted.size(); ++at) course.wanted[at].spare = spare;
 }
 
 // Where a wanted position takes effect in a step [begin, end), `begin` itself if nowhere. A paid cut falls on begin +
@@ -77,15 +78,17 @@ std::vector<Wanted> Placement::inside(const Course& course, Position begin, Posi
   auto wanted = std::upper_bound(course.wanted.begin(), course.wanted.end(), begin, before);
   for (; wanted != course.wanted.end() && wanted->position <= end; ++wanted) {
     const auto at = effective(begin, end, wanted->position);
-    if (at > begin && (inside.empty() || at > inside.back().position)) inside.push_back({at, wanted->kind});
+    if (at > begin && (inside.empty() || at > inside.back().position))
+      inside.push_back({at, wanted->kind, wanted->spare});
   }
   return inside;
 }
 
-// Whether a first-time prompt runs through in one step, so that no chunk end below its end will serve a resend.
+// Whether a prompt that was sent before, or branches off, runs through in one step, so that no chunk end below its end
+// will serve a resend.
 bool Placement::cut_before_end(const Course& course, Position begin, Position end) const {
   const auto saved = course.prompt_length - kCutGap - begin;
-  return course.branches && begin == course.start && end == course.prompt_length &&
+  return (course.resend || course.branches) && begin == course.start && end == course.prompt_length &&
          saved >= std::max<Position>(options_.pass_cost, 1);
 }
 
@@ -98,31 +101,45 @@ std::optional<Kind> Placement::free_boundary(const Course& course, Position last
   return probably_last || sparse ? std::optional(Kind::chunk_end) : std::nullopt;
 }
 
-Cut Placement::cut(const Course& course, Position last, Position begin, Position end) const {
+// Ends the step at the first wanted position inside it whose state could be kept, at the price of one more pass.
+void Placement::shorten(const Course& course, Cut& cut, Position begin, const std::vector<Wanted>& wanted,
+                        const Room& room) const {
+  auto candidates = wanted;
+  // A resend is evidence; of a first-time prompt only experience can tell.
+  if (cut_before_end(course, begin, cut.end) && (course.resend || ask(Kind::cut, cut))) {
+    const Wanted before_end{effective(begin, cut.end, cut.end - kCutGap), Kind::cut};
+    const auto after = [](const Wanted& a, const Wanted& b) { return a.position < b.position; };
+    if (before_end.position > begin)
+      candidates.insert(std::upper_bound(candidates.begin(), candidates.end(), before_end, after), before_end);
+  }
+  for (const auto& candidate : candidates) {
+    const bool asked = candidate.kind == Kind::breakpoint || candidate.kind == Kind::fork;
+    const bool paid = candidate.position < cut.end;
+    if (paid && !(asked ? room.for_asked : room.for_others)) continue;
+    cut.end = candidate.position;
+    cut.kind = candidate.kind;
+    cut.extra_pass = paid;
+    return;
+  }
+}
+
+Cut Placement::cut(const Course& course, Position last, Position begin, Position end, const Room& room) const {
   Cut cut;
   cut.end = end;
   auto wanted = inside(course, begin, end);
-  if (options_.inner_checkpoints) {
+  if (!options_.inner_checkpoints) {
+    shorten(course, cut, begin, wanted, room);
+  } else {
     if (!wanted.empty() && wanted.back().position == end) {
       cut.kind = wanted.back().kind;
+      cut.spare = wanted.back().spare;
       wanted.pop_back();
     }
     cut.inner = std::move(wanted);
-  } else {
-    if (cut_before_end(course, begin, end) && ask(Kind::cut, cut)) {
-      const auto at = effective(begin, end, end - kCutGap);
-      if (at > begin && (wanted.empty() || at < wanted.front().position))
-        wanted.insert(wanted.begin(), {at, Kind::cut});
-    }
-    if (!wanted.empty()) {
-      cut.end = wanted.front().position;
-      cut.kind = wanted.front().kind;
-      cut.extra_pass = cut.end < end;
-    }
   }
   if (cut.kind) return cut;
   cut.kind = free_boundary(course, last, begin, cut.end);
-  if (cut.kind && !ask(*cut.kind, cut)) cut.kind.reset();
+  if (cut.kind) cut.spare = !ask(*cut.kind, cut);
   return cut;
 }
 

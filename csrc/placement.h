@@ -14,6 +14,14 @@ namespace hybridcache {
 struct Wanted {
   Position position;
   Kind kind;
+  bool spare = false;  // made only where a slot is free: its kind has not shown its use lately
+};
+
+// Whether a slot can be had now, for a boundary that may replace any checkpoint, and for one that may replace a
+// superseded one only. A pass is not paid for a state that could not be kept.
+struct Room {
+  bool for_asked = true;
+  bool for_others = true;
 };
 
 // What placement needs to know of a lease.
@@ -22,12 +30,14 @@ struct Course {
   Position start = 0;
   Position boundary = 0;       // the last position restored or published
   bool branches = false;       // a first-time prompt, not the next turn of a conversation
+  bool resend = false;         // all of the prompt was known
   std::vector<Wanted> wanted;  // sorted by position, one kind each
 };
 
 struct Cut {
   Position end = 0;           // of the step
   std::optional<Kind> kind;   // of the boundary at end, if there is to be one
+  bool spare = false;         // that one only where a slot is free
   std::vector<Wanted> inner;  // boundaries strictly inside the step
   bool extra_pass = false;    // end was moved: one forward pass more
   std::vector<Kind> asked;    // kinds whose use was looked up; counted by taken()
@@ -41,16 +51,15 @@ class Placement {
   void want(Course& course, const Match& match, std::span<const Position> breakpoints);
   // Where a step [begin, end) really ends, and what stands there. `last` is the last boundary, or the one that an open
   // step is to leave. Changes nothing: a launch may still find no room.
-  Cut cut(const Course& course, Position last, Position begin, Position end) const;
+  Cut cut(const Course& course, Position last, Position begin, Position end, const Room& room) const;
   void taken(const Cut& cut);
 
   void made(Kind kind);
   void used(Kind kind) { ++used_[index(kind)]; }
 
  private:
-  static constexpr Position kCutGap = 8;  // a resend computes these; templates drop fewer tokens than that
-  static constexpr std::int64_t kTrial =
-      16;  // so many are made before a kind has to show its use, and one in so many after
+  static constexpr Position kCutGap = 8;        // a resend computes these; templates drop fewer tokens than that
+  static constexpr std::int64_t kTrial = 16;    // made before a kind has to show its use; and one in so many after
   static constexpr std::int64_t kWorth = 8;     // one reuse pays for so many
   static constexpr std::int64_t kMemory = 256;  // made and used are halved there
 
@@ -58,6 +67,8 @@ class Placement {
   bool enabled(Kind kind);
   Position effective(Position begin, Position end, Position wanted) const;
   std::vector<Wanted> inside(const Course& course, Position begin, Position end) const;
+  void shorten(const Course& course, Cut& cut, Position begin, const std::vector<Wanted>& wanted,
+               const Room& room) const;
   bool cut_before_end(const Course& course, Position begin, Position end) const;
   std::optional<Kind> free_boundary(const Course& course, Position last, Position begin, Position end) const;
   bool ask(Kind kind, Cut& cut) const;

@@ -61,7 +61,8 @@ std::vector<std::optional<Step>> Cache::launch(std::span<const LeaseId> leases, 
 }
 
 std::optional<Step> Cache::launch_one(Lease& lease, Position count) {
-  const auto cut = placement_.cut(lease.course, lease.last_boundary(), lease.computed, step_limit(lease, count));
+  const Room room{admission_.has_room_for(Kind::fork), admission_.has_room_for(Kind::cut)};
+  const auto cut = placement_.cut(lease.course, lease.last_boundary(), lease.computed, step_limit(lease, count), room);
   const auto pages = ceil_div(cut.end, options_.page_size);
   const auto missing = pages - static_cast<Position>(lease.pages.size());
   if (missing > 0 && !make_room_for_pages(lease, missing)) {
@@ -74,6 +75,7 @@ std::optional<Step> Cache::launch_one(Lease& lease, Position count) {
   step.begin = lease.computed;
   step.end = cut.end;
   step.kind = cut.kind;
+  step.spare = cut.spare;
   step.read_slot = source(lease);
   step.write_slot = lease.live;
   acquire_inner(step, cut.inner);
@@ -108,13 +110,13 @@ bool Cache::make_room_for_pages(Lease& lease, Position pages) {
 SlotId Cache::source(Lease& lease) {
   if (!lease.steps.empty() && lease.steps.back().kind) {
     OpenStep& last = lease.steps.back();
-    if (admission_.make_room_for(*last.kind, {1, 0})) {
+    if (admission_.make_room_for(*last.kind, last.spare)) {
       last.gone_on = lease.fresh = true;
       lease.live = arena_.take_slot();
       return last.write_slot;
     }
     last.kind.reset();
-    counters_.dropped_checkpoints.add();
+    counters_.dropped_checkpoints.add(!last.spare);
   }
   if (!lease.fresh) return lease.live;
   return lease.read == nullptr ? kNone : lease.read->checkpoint->slot;
@@ -122,10 +124,10 @@ SlotId Cache::source(Lease& lease) {
 
 void Cache::acquire_inner(OpenStep& step, const std::vector<Wanted>& inner) {
   for (const auto& wanted : inner) {
-    if (admission_.make_room_for(wanted.kind, {1, 0})) {
+    if (admission_.make_room_for(wanted.kind, wanted.spare)) {
       step.checkpoints.push_back({wanted.position, arena_.take_slot(), wanted.kind});
     } else {
-      counters_.dropped_checkpoints.add();
+      counters_.dropped_checkpoints.add(!wanted.spare);
     }
   }
 }
@@ -224,11 +226,11 @@ void Cache::commit_one(Lease& lease, std::span<const Token> tokens) {
   release_read(lease);
   auto publication = to_publish(lease, step);
   if (publication.kind && !publication.gone_on) {
-    if (admission_.make_room_for(*publication.kind, {1, 0})) {
+    if (admission_.make_room_for(*publication.kind, step.spare)) {
       publication.next = arena_.take_slot();
     } else {
       publication.kind.reset();
-      counters_.dropped_checkpoints.add();
+      counters_.dropped_checkpoints.add(!step.spare);
     }
   }
   publish(lease, publication);

@@ -82,14 +82,14 @@ Walk Tree::walk(const Node* root, std::span<const Token> tokens, Position limit)
     }
     const Node* child = find_child(node, tokens[walk.matched]);
     if (child == nullptr) {
-      walk.diverged = !node->children.empty();
+      walk.ways = static_cast<std::int64_t>(node->children.size());
       break;
     }
     const auto rest = std::min(child->edge.size(), static_cast<std::size_t>(length - walk.matched));
     const auto common = common_prefix(child->edge.data(), tokens.data() + walk.matched, rest);
     walk.matched += static_cast<Position>(common);
     if (common < child->edge.size()) {  // the walk must not go on into this child's children
-      walk.diverged = walk.matched < length;
+      walk.ways = walk.matched < length ? 1 : 0;
       break;
     }
     node = child;

@@ -93,7 +93,7 @@ struct LeasePages {
 
 struct Walk {
   Position matched = 0;            // leading tokens that the tree knows
-  bool diverged = false;           // it goes on there, but differently
+  std::int64_t ways = 0;           // if it goes on there, but differently: with how many tokens
   bool checkpoint_at_end = false;  // one lies at exactly tokens.size()
   Node* resume = nullptr;          // the deepest node with a checkpoint at or below the limit
 };

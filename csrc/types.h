@@ -64,7 +64,7 @@ struct Match {
   Position length = 0;     // resumable: KV and a state at exactly this position
   Position kv_length = 0;  // how far the tree knows the tokens
   Reason reason = Reason::cold;
-  bool diverged = false;  // the tree goes on at kv_length, differently
+  std::int64_t ways = 0;  // with how many other tokens the tree goes on at kv_length; > 0: the prompt diverged
 };
 
 struct InnerCheckpoint {

@@ -40,11 +40,15 @@ def test_a_fork_is_checkpointed_on_first_sight_and_hit_exactly_by_the_third_shar
     assert published(driver)["fork"] == 1
 
 
-def test_a_fork_that_saves_less_than_a_pass_is_not_made() -> None:
+def test_a_fork_that_saves_less_than_a_pass_is_made_when_enough_have_left_there() -> None:
     driver = Driver(page_size=16, slabs=300, pass_cost=60)
-    for seed in range(3):
+    starts, forks = [], []
+    for seed in range(4):
         driver.turn(tokens(50).tolist() + tokens(30, seed=seed + 1).tolist(), [1])
-    assert "fork" not in published(driver)
+        starts.append(driver.start)
+        forks.append(published(driver).get("fork", 0))
+    assert forks == [0, 0, 1, 1]  # 50 tokens for one sharer, then for two
+    assert starts == [0, 0, 0, 50]
 
 
 def test_breakpoints_are_exact_and_each_costs_one_pass() -> None:
@@ -103,7 +107,7 @@ def test_inner_checkpoints_cost_no_pass() -> None:
         assert driver.cache.match([*prompt[:branch], 5, 5]).length >= branch / 2
 
 
-def test_a_kind_that_is_never_used_is_soon_no_longer_made_and_one_that_is_stays() -> None:
+def test_a_kind_that_is_never_used_soon_costs_no_pass_and_one_that_is_used_stays() -> None:
     unused, used = Driver(slabs=4000), Driver(slabs=4000)
     for seed in range(100):
         prompt = tokens(40, seed).tolist()
@@ -111,8 +115,57 @@ def test_a_kind_that_is_never_used_is_soon_no_longer_made_and_one_that_is_stays(
         used.turn(prompt, [1])
         used.turn(prompt, [2])
     assert published(unused)["cut"] <= 16 + 100 // 16 + 1
-    assert published(unused)["prompt_end"] <= 16 + 100 // 16 + 1
     assert published(used)["cut"] == 100
+    assert published(unused)["prompt_end"] == 100  # it is free, and there was room
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_kind_that_is_never_used_soon_evicts_nothing(learned: bool) -> None:
+    driver = Driver(num_pages=400, num_slots=4, pass_cost=1000)
+    for seed in range(40 if learned else 0):
+        driver.turn(tokens(12, seed + 9).tolist(), [1])
+        driver.cache.clear()
+    prompt = tokens(12).tolist()
+    for turn in range(3):
+        driver.turn(prompt, [1])
+        prompt += [1, *tokens(5, turn + 90).tolist()]
+    # The end of the third prompt would have taken the place of the first turn's end, which is superseded.
+    assert (driver.cache.match([*prompt[:13], 5, 5]).length == 13) is learned
+
+
+def test_a_resend_is_evidence_even_when_cuts_have_not_paid_so_far() -> None:
+    driver = Driver(page_size=16, slabs=4000)
+    for seed in range(60):
+        driver.turn(tokens(100, seed + 1).tolist(), [1])
+    cuts = published(driver)["cut"]
+    starts = []
+    for _ in range(4):
+        driver.turn(tokens(100).tolist(), [1])
+        starts.append(driver.start)
+    assert starts == [0, 0, 92, 92]
+    assert published(driver)["cut"] == cuts + 1
+
+
+def test_free_chunk_ends_are_made_while_there_is_room_whatever_was_learned() -> None:
+    driver = Driver(page_size=16, slabs=8000)
+    for seed in range(40):
+        driver.turn(tokens(400, seed).tolist(), [1], chunk=100)
+    for seed in range(40):
+        assert driver.cache.match(tokens(400, seed)).length == 300
+
+
+def test_no_pass_is_paid_for_a_state_that_could_not_be_kept() -> None:
+    driver = Driver(page_size=4, pages_per_slab=2, slabs=20)
+    held = []
+    for seed in range(6):
+        lease = driver.cache.reserve(tokens(4, seed + 100))
+        assert lease is not None
+        held.append(lease)
+    for seed in range(30):
+        driver.turn(tokens(78, seed).tolist(), [1], close={"keep": "nothing"})
+    assert driver.cache.stats()["extra_passes"] == 0
+    for lease in held:
+        lease.close()
 
 
 def test_superseded_states_leave_first() -> None:

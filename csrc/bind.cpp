@@ -92,7 +92,8 @@ class Tokens {
   void from_buffer(const py::object& buffer) {
     if (PyObject_GetBuffer(buffer.ptr(), &view_, PyBUF_FORMAT | PyBUF_STRIDES) != 0) throw py::error_already_set();
     held_ = true;
-    const std::string format = view_.format == nullptr ? "B" : view_.format;
+    std::string format = view_.format == nullptr ? "B" : view_.format;
+    if (format.size() == 2 && std::string("@=<").find(format.front()) != std::string::npos) format.erase(0, 1);
     const bool is_integer = format.size() == 1 && std::string("ilq").find(format) != std::string::npos;
     try {
       if (!is_integer || (view_.itemsize != 4 && view_.itemsize != 8))

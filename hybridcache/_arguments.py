@@ -34,9 +34,26 @@ def check_salt(salt: Any) -> bytes:
     return salt
 
 
+def check_flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: {value!r}, expected True or False")
+    return value
+
+
+def check_each(name: str, values: Any) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError:
+        raise TypeError(f"{name}: {values!r}, expected a sequence") from None
+
+
+def check_integers(name: str, values: Any, *, low: int = -(2**62)) -> list[int]:
+    return [check_integer(name, each, low=low) for each in check_each(name, values)]
+
+
 def check_content_keys(keys: ContentKeys) -> list[tuple[int, bytes]]:
     checked = []
-    for key in keys:
+    for key in check_each("content_keys", keys):
         if not (isinstance(key, tuple) and len(key) == 2 and isinstance(key[1], bytes)):
             raise TypeError(f"content_keys: {key!r}, expected (position, bytes)")
         checked.append((check_integer("content_keys", key[0], low=0), key[1]))

@@ -23,7 +23,10 @@ from hybridcache._arguments import (
     ContentKeys,
     arena_geometry,
     check_content_keys,
+    check_each,
+    check_flag,
     check_integer,
+    check_integers,
     check_salt,
     size_arena,
 )
@@ -162,9 +165,9 @@ class Lease:
         nothing, since a copy or a forward failed. The state at `committed` joins the tree if it still exists.
         O(pages + log n).
         """
-        if keep not in _KEEP:
+        if not isinstance(keep, str) or keep not in _KEEP:
             raise ValueError(f"keep: {keep!r}, expected one of {sorted(_KEEP)}")
-        self._core.close(self._id, _KEEP[keep], bool(discard))
+        self._core.close(self._id, _KEEP[keep], check_flag("discard", discard))
 
     def __enter__(self) -> Lease:
         return self
@@ -182,16 +185,19 @@ class Pin:
         self._core = core
         self._id = pin_id
         self.length = length  # position of the checkpoint, tokens
+        self.released = False
 
     def release(self) -> None:
         """Lets go. StateError if it was released."""
         self._core.release(self._id)
+        self.released = True
 
     def __enter__(self) -> Pin:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.release()
+        if not self.released:
+            self.release()
 
 
 class HybridCache:
@@ -234,11 +240,14 @@ class HybridCache:
         if policy not in _POLICIES:
             raise ValueError(f"policy: {policy!r}, expected one of {_POLICIES}")
         options = _core.Options()
+        for name in ("page_size", "page_bytes", "slot_bytes"):
+            if not hasattr(layout, name):
+                raise TypeError(f"layout: {layout!r} has no {name}, expected a ModelLayout or the like")
         options.page_size = check_integer("layout.page_size", layout.page_size, low=1, high=2**20)
         options.page_bytes = check_integer("layout.page_bytes", layout.page_bytes, low=1)
         options.slot_bytes = check_integer("layout.slot_bytes", layout.slot_bytes, low=1)
         options.run_ahead = check_integer("run_ahead", run_ahead, low=0, high=1)
-        options.inner_checkpoints = bool(inner_checkpoints)
+        options.inner_checkpoints = check_flag("inner_checkpoints", inner_checkpoints)
         options.alignment = check_integer("alignment", alignment, low=1)
         options.pass_cost = check_integer("pass_cost", pass_cost, low=0)
         options.interior_spacing = check_integer("interior_spacing", interior_spacing, low=1)
@@ -278,7 +287,10 @@ class HybridCache:
         lease = self._core.reserve(
             tokens,
             check_salt(salt),
-            [check_integer("breakpoints", each, low=-(2**62)) for each in breakpoints],
+            [
+                check_integer("breakpoints", each, low=-(2**62))
+                for each in check_each("breakpoints", breakpoints)
+            ],
             check_content_keys(content_keys),
             check_integer("max_new_tokens", max_new_tokens, low=0, high=2**40),
         )
@@ -287,7 +299,10 @@ class HybridCache:
     def launch(self, leases: Sequence[Lease], counts: Sequence[int]) -> Steps:
         """`Lease.launch` for a batch: no room is per lease, a caller's mistake refuses the whole batch."""
         return Steps(
-            *self._core.launch(self._ids(leases), [check_integer("counts", each, low=1) for each in counts])
+            *self._core.launch(
+                self._ids(leases),
+                check_integers("counts", counts, low=1),
+            )
         )
 
     def commit(self, leases: Sequence[Lease], tokens: Tokens = ()) -> None:
@@ -340,7 +355,7 @@ class HybridCache:
         return self._core.dump()
 
     def _ids(self, leases: Sequence[Lease]) -> list[int]:
-        leases = list(leases)
+        leases = check_each("leases", leases)
         for lease in leases:
             if not isinstance(lease, Lease) or lease._core is not self._core:
                 raise ValueError(f"leases: {lease!r}, expected leases of this cache")

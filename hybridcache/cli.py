@@ -61,10 +61,12 @@ def _demo(args: argparse.Namespace) -> int:
     try:
         fields = {field: getattr(args, field) for field in (*PROFILE, "dtype")}
         profile = demo.Profile(**{field: value for field, value in fields.items() if value is not None})
-    except ValueError as error:
+        args.out.mkdir(parents=True, exist_ok=True)
+        if args.json not in (None, "-"):  # before the run, not after it
+            Path(args.json).open("a", encoding="utf-8").close()
+    except (ValueError, OSError) as error:
         print(f"hybridcache demo: {error}", file=sys.stderr)
         return 2
-    args.out.mkdir(parents=True, exist_ok=True)
     out = sys.stderr if args.json == "-" else sys.stdout
     with demo.engine(profile):
         run = demo.Demo(profile)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,6 +57,15 @@ class Profile:
         for name, smallest in (least | {"turn_tokens": self.generate + 64}).items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {smallest}")
+        most = {
+            "first": 1 << 20,
+            "turn_tokens": 1 << 20,
+            "turns": 1_000,
+            "threads": 4 * (os.cpu_count() or 1),
+        }
+        for name, largest in most.items():
+            if getattr(self, name) > largest:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at most {largest}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}")
 

@@ -87,6 +87,8 @@ class CachedModel:
             )
         if prefill_chunk is not None and prefill_chunk < 1:
             raise ValueError(f"prefill_chunk: {prefill_chunk}, expected at least 1 or None")
+        if state_dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"state_dtype: {state_dtype!r}, expected float32, bfloat16 or float16")
         config = model.config.get_text_config(decoder=True)
         dtype = str(model.dtype).removeprefix("torch.")
         self.model = model
@@ -253,6 +255,8 @@ class CachedModel:
     @torch.no_grad()
     def forward(self, tokens: Sequence[int], cache: DynamicCache, *, every_row: bool) -> Tensor:
         """Logits [len(tokens) or 1, vocab] of one row of tokens on `cache`, which goes on in place."""
+        if self.model.training:
+            raise UnsupportedModelError("model: in training mode, expected model.eval()")
         ids = torch.tensor([list(tokens)], device=self.model.device)
         output = self.model(
             input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=0 if every_row else 1

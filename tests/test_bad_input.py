@@ -4,6 +4,7 @@ nothing."""
 from __future__ import annotations
 
 import array
+import ctypes
 import threading
 from types import SimpleNamespace
 
@@ -74,6 +75,7 @@ def test_tokens(unchanged: Driver, call: str, tokens: object, error: type[Except
         np.array([1, 2, 3, 4, 5, 6, 7, 9], np.int64),
         array.array("i", [1, 2, 3, 4, 5, 6, 7, 9]),
         memoryview(np.array([1, 2, 3, 4, 5, 6, 7, 9], np.int32)),
+        (ctypes.c_int32 * 8)(1, 2, 3, 4, 5, 6, 7, 9),
         torch.tensor([1, 2, 3, 4, 5, 6, 7, 9]),
         torch.tensor([1, 2, 3, 4, 5, 6, 7, 9], dtype=torch.int32),
         [np.int64(1), 2, 3, 4, 5, 6, 7, 9],
@@ -103,6 +105,8 @@ def test_every_form_of_tokens_is_the_same_prompt(driver: Driver, tokens: object)
         ({"max_new_tokens": -1}, ValueError, "max_new_tokens: -1"),
         ({"max_new_tokens": 10**6}, ValueError, "tokens: a prompt of 3 and max_new_tokens=1000000 need"),
         ({"max_new_tokens": "9"}, TypeError, "max_new_tokens: '9'"),
+        ({"breakpoints": None}, TypeError, "breakpoints: None, expected a sequence"),
+        ({"content_keys": 3}, TypeError, "content_keys: 3, expected a sequence"),
     ],
 )
 def test_reserve(
@@ -139,6 +143,12 @@ def test_a_prompt_that_the_empty_arena_cannot_hold_is_an_error_not_none(unchange
         ({"memory_bytes": -1}, ValueError, "memory_bytes: -1"),
         ({"memory_bytes": 4096.0}, TypeError, "memory_bytes: 4096.0, expected an integer"),
         ({"memory_bytes": 4096, "policy": "best"}, ValueError, "policy: 'best', expected one of"),
+        (
+            {"memory_bytes": 4096, "inner_checkpoints": 1},
+            TypeError,
+            "inner_checkpoints: 1, expected True or False",
+        ),
+        ({"memory_bytes": 4096, "run_ahead": 2}, ValueError, "run_ahead: 2, expected 0 <= run_ahead <= 1"),
         ({"memory_bytes": 4096, "alignment": 0}, ValueError, "alignment: 0"),
         ({"memory_bytes": 4096, "pass_cost": -1}, ValueError, "pass_cost: -1"),
         ({"memory_bytes": 4096, "interior_spacing": 0}, ValueError, "interior_spacing: 0"),
@@ -192,6 +202,8 @@ def test_order_of_calls(driver: Driver) -> None:
         "counts: 1000000 tokens end at 1000007, more than the empty arena",
     )
     refused(lambda: lease.close(keep="some"), ValueError, "keep: 'some', expected one of")
+    refused(lambda: lease.close(keep=["all"]), ValueError, "keep: .'all'., expected one of")
+    refused(lambda: lease.close(discard="no"), TypeError, "discard: 'no', expected True or False")
     lease.close()
     for use in (
         lease.close,

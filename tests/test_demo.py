@@ -309,3 +309,17 @@ def test_missing_packages_are_named(
     monkeypatch.setitem(sys.modules, "hybridcache.demo", None)
     assert cli.main(SMALL) == 2
     assert "pip install" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--threads", "100000"],
+        ["--first", "99999999999"],
+        ["--json", "no/such/folder/x.json"],
+        ["--out", "/dev/null/x"],
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_run(arguments, capsys) -> None:
+    assert cli.main(["demo", *arguments]) == 2
+    assert "hybridcache demo: " in capsys.readouterr().err

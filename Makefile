@@ -1,12 +1,15 @@
 # make demo    sets up what it needs and shows the main job on the CPU
 # make test    sets up what it needs and runs all tests
 # make lint    ruff, mypy --strict, clang-format
+# make stress    a million random actions of the core beside the oracle (ACTIONS=n)
+# make ranks     eight processes that make the same million calls reach the same digest (CALLS=n)
+# make sanitize  the tests of the core under AddressSanitizer and UndefinedBehaviorSanitizer
 # Everything lives in .venv; nothing is installed elsewhere. PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint stress ranks sanitize format clean
 .DELETE_ON_ERROR:
 
 # torch is pinned to the version whose CPU wheel installs fast; it goes first, so that nothing else asks for another.
@@ -26,6 +29,18 @@ demo: .venv/built
 
 test: .venv/built
 	$(BIN)/python -m pytest
+
+ACTIONS ?= 1000000
+CALLS ?= 1000000
+
+stress: .venv/built
+	$(BIN)/python -m tests.stress --actions $(ACTIONS)
+
+ranks: .venv/built
+	$(BIN)/python -m tests.ranks --calls $(CALLS)
+
+sanitize: .venv/installed
+	tools/sanitize.sh $(BIN)/python
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -132,7 +132,7 @@ class Cache {
   Node* attach(Lease& lease, Node* node, const Checkpoint& checkpoint);
   void release_read(Lease& lease);
   bool known_checkpoint(const Lease& lease, Position position) const;
-  void drop_uncollected(Lease& lease);
+  std::int64_t last_collected(const Lease& lease) const;
   bool may_still_run(std::int64_t plan) const;
   void end_rests();
   void let_go(Lease& lease);

@@ -330,9 +330,10 @@ void Cache::close(LeaseId id, Keep keep, bool discard) {
   digest_.mix(kClose, static_cast<std::uint64_t>(id) << 3 ^ static_cast<std::uint64_t>(keep) << 1 ^ discard);
   counters_.open_leases.add(-1);
   open_steps_ -= static_cast<std::int64_t>(lease.steps.size());
-  drop_uncollected(lease);
-  if (!lease.steps.empty() && may_still_run(lease.steps.back().plan)) {
-    lease.resting = lease.steps.back().plan;
+  const auto plan = last_collected(lease);
+  std::erase(launched_, id);  // what no plan has collected is never booked
+  if (plan != 0) {
+    lease.resting = plan;
     counters_.resting_leases.add();
   } else {
     let_go(lease);
@@ -341,11 +342,12 @@ void Cache::close(LeaseId id, Keep keep, bool discard) {
   trim_to_cap();
 }
 
-void Cache::drop_uncollected(Lease& lease) {
-  if (lease.steps.empty() || lease.steps.back().plan != next_plan_) return;
-  for (const auto& inner : lease.steps.back().checkpoints) arena_.free_slot(inner.slot);
-  lease.steps.pop_back();
-  std::erase(launched_, lease.id);
+// The plan that carries the last open step that a plan has collected, 0 if there is none.
+std::int64_t Cache::last_collected(const Lease& lease) const {
+  for (auto step = lease.steps.rbegin(); step != lease.steps.rend(); ++step) {
+    if (step->plan < next_plan_) return step->plan;
+  }
+  return 0;
 }
 
 // Counted in plans: an engine collects plan p + 1 + run_ahead only when it has the results of the steps of plan p.

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from tests.harness import MAX_IN_FLIGHT, SALTS, Config, Flight, Harness, Pick, draw_config
+from tests.harness import MAX_IN_FLIGHT, SALTS, Config, Flight, Ghost, Harness, Pick, draw_config
 
 
 def fed(h: Harness, pick: Pick, n: int) -> list[int]:
@@ -62,15 +62,22 @@ def one(found: list[Flight], pick: Pick) -> Flight:
     return found[pick(len(found))]
 
 
-def copy_due(h: Harness) -> list[Flight]:
-    """Those whose copy of the partial page is due and not made yet, while they keep their own state."""
-    return [f for f in at_stage(h, "idle") if f.oracle.copy_from is not None and not f.oracle.fresh]
+def ahead(h: Harness) -> list[Flight]:
+    return [f for f in h.flights if len(f.steps) > 1]
 
 
-def idle(h: Harness, pick: Pick) -> list[Flight]:
-    """Those between two steps; often only one whose copy is due: a rare moment."""
-    due = copy_due(h)
-    return due if due and pick(2) else at_stage(h, "idle")
+def launchable(h: Harness) -> list[Flight]:
+    return [f for f in h.flights if f.may_launch]
+
+
+def runnable(h: Harness) -> list[Flight]:
+    return [f for f in h.flights if f.next_to_run is not None]
+
+
+def passing(h: Harness) -> list[Ghost]:
+    """What closed requests left on the device, as far as its plan was applied; of each lease the oldest."""
+    oldest = {id(g.lease): g for g in reversed(h.ghosts)}.values()
+    return [g for g in oldest if (g.running.opened.number or 0) <= h.oracle.done]
 
 
 def match(h: Harness, pick: Pick) -> None:
@@ -96,31 +103,34 @@ def count(flight: Flight, pick: Pick) -> int:
 
 
 def launch(h: Harness, pick: Pick) -> None:
-    if found := at_stage(h, "idle"):
+    if found := launchable(h):
         flight = one(found, pick)
         h.launch(flight, count(flight, pick), fed(h, pick, 8))
 
 
 def launch_batch(h: Harness, pick: Pick) -> None:
-    if found := at_stage(h, "idle"):
+    if found := launchable(h):
         chosen = found[pick(len(found)) :]
         h.launch_batch(chosen, [count(f, pick) for f in chosen], fed(h, pick, 8))
 
 
 def plan(h: Harness, pick: Pick) -> None:
-    if h.pending is None:
+    if h.oracle.may_plan():
         h.plan()
 
 
 def apply(h: Harness, pick: Pick) -> None:
-    if h.pending is not None:
+    if h.pending:
         h.apply()
     elif pick(4) == 0:
         h.apply_stale()
 
 
 def run(h: Harness, pick: Pick) -> None:
-    if found := at_stage(h, "applied"):
+    ghosts, found = passing(h), runnable(h)
+    if ghosts and pick(4) == 0:
+        h.run_ghost(ghosts[pick(len(ghosts))])
+    elif found:
         h.run(one(found, pick))
 
 
@@ -136,32 +146,49 @@ def commit_batch(h: Harness, pick: Pick) -> None:
 
 def turn(h: Harness, pick: Pick) -> None:
     """One whole engine step, the usual life: launch all, plan, apply, run, commit all."""
-    apply(h, pick)
+    while h.pending:
+        h.apply()
     launch_batch(h, pick)
-    plan(h, pick)
-    apply(h, pick)
-    for flight in at_stage(h, "applied"):
-        h.run(flight)
+    device(h, pick)
     commit_batch(h, pick)
-    if copy_due(h) and pick(2):
-        (fork, finish)[pick(2)](h, pick)
+
+
+def device(h: Harness, pick: Pick) -> None:
+    """What an engine enqueues after its launches."""
+    plan(h, pick)
+    while h.pending:
+        h.apply()
+    for flight in runnable(h):
+        while flight.next_to_run is not None:
+            h.run(flight)
+
+
+def overlap(h: Harness, pick: Pick) -> None:
+    """An engine that runs ahead: it launches the next step of all, and commits the ones before behind it."""
+    for _ in range(1 + pick(3)):
+        if found := launchable(h):
+            h.launch_batch(found, [count(f, pick) for f in found], fed(h, pick, 8))
+        device(h, pick)
+        if behind := [f for f in ahead(h) if f.stage == "ran"]:
+            h.commit(behind[pick(len(behind)) :] if pick(4) == 0 else behind, batch=True)
 
 
 def fork(h: Harness, pick: Pick) -> None:
-    found = idle(h, pick)
+    found = at_stage(h, "idle")
     if found and len(h.flights) < MAX_IN_FLIGHT:
         h.fork(one(found, pick))
 
 
 def finish(h: Harness, pick: Pick) -> None:
-    if found := idle(h, pick):
+    if found := at_stage(h, "idle"):
         keep = ("all", "all", "all", "prompt", "nothing")[pick(5)]
         h.close(one(found, pick), keep, discard=pick(8) == 0)
 
 
 def cancel(h: Harness, pick: Pick) -> None:
-    """Closes a request at any stage of its step, most often while something is under way."""
-    if found := at_stage(h, "launched", "collected", "applied", "ran") or h.flights:
+    """Closes a request at any stage of its steps, most often while something is under way."""
+    two = ahead(h) if pick(2) else []
+    if found := two or at_stage(h, "launched", "collected", "applied", "ran") or h.flights:
         h.close(one(found, pick), ("all", "prompt", "nothing")[pick(3)], discard=pick(4) == 0)
 
 
@@ -171,7 +198,8 @@ def drain(h: Harness, pick: Pick) -> None:
         while h.flights:
             finish(h, pick)
             cancel(h, pick)
-        apply(h, pick)
+        while h.pending:
+            h.apply()
 
 
 def pin(h: Harness, pick: Pick) -> None:
@@ -199,7 +227,8 @@ WEIGHTS: dict[Callable[[Harness, Pick], None], int] = {
     run: 12,
     commit: 10,
     commit_batch: 3,
-    turn: 14,
+    turn: 10,
+    overlap: 7,
     fork: 4,
     finish: 7,
     cancel: 3,

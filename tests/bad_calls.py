@@ -48,34 +48,39 @@ def wrong_order(h: Harness, flight: Flight) -> Iterator[Mistake]:
     yield "launch of a fraction", lambda: lease.launch(1.5), TypeError
     yield "an unknown keep", lambda: lease.close(keep="some"), ValueError
     yield "one lease twice", lambda: h.core.launch([lease, lease], [1, 1]), (ValueError, StateError)
+    if flight.may_launch and lease.computed >= lease.prompt_length:
+        yield "more than the arena", lambda: lease.launch(2**20), ValueError
+    if not flight.may_launch:
+        ready = [f.core for f in h.flights if f.may_launch]
+        yield "launch too far ahead", lambda: lease.launch(1), StateError
+        yield (
+            "a batch with one too far ahead",
+            lambda: h.core.launch([*ready, lease], [1] * (len(ready) + 1)),
+            StateError,
+        )
     if stage == "idle":
         yield "commit without a step", lease.commit, StateError
-        if lease.computed >= lease.prompt_length:
-            yield "more than the arena", lambda: lease.launch(2**20), ValueError
         return
-    yield "launch of an open step", lambda: lease.launch(1), StateError
     yield "fork of an open step", lease.fork, StateError
-    idle = [f.core for f in h.flights if f.stage == "idle"]
-    yield (
-        "a batch with one open step",
-        lambda: h.core.launch([*idle, lease], [1] * (len(idle) + 1)),
-        StateError,
-    )
+    feed = flight.steps[0].feed
     if stage in ("launched", "collected"):
-        yield "commit before the plan was applied", lambda: lease.commit(flight.feed), StateError
+        yield "commit before the plan was applied", lambda: lease.commit(feed), StateError
     else:
-        yield "commit of too many tokens", lambda: lease.commit([*flight.feed, 1]), ValueError
-        yield "a batch with one wrong count", lambda: h.core.commit([lease], [*flight.feed, 1, 1]), ValueError
-        if flight.feed:
-            yield "commit of a negative token", lambda: lease.commit([-1] * len(flight.feed)), ValueError
+        yield "commit of too many tokens", lambda: lease.commit([*feed, 1]), ValueError
+        yield "a batch with one wrong count", lambda: h.core.commit([lease], [*feed, 1, 1]), ValueError
+        if feed:
+            yield "commit of a negative token", lambda: lease.commit([-1] * len(feed)), ValueError
 
 
 def mistakes(h: Harness, pick: Pick) -> list[Mistake]:
     found = list(wrong_arguments(h))
     if h.flights:
         found += wrong_order(h, h.flights[pick(len(h.flights))])
-    if h.pending is not None:
-        found.append(("plan while one is pending", h.core.plan, StateError))
+    if not h.oracle.may_plan():
+        found.append(("plan while 1 + run_ahead are pending", h.core.plan, StateError))
+    if len(h.pending) > 1:
+        later = h.pending[1][1]
+        found.append(("applied before an earlier plan", lambda: h.core.applied(later), StateError))
     if h.closed is not None:
         dead = h.closed
         found += [

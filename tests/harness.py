@@ -2,8 +2,9 @@
 
 Owns the requests in flight, the prompts they draw on, and every comparison between the two caches: after each
 action ids, page tables, plans, matches and statistics must be equal, and the memory must hold what both
-believe. An action takes its choices from `pick(n) -> 0..n-1`, so hypothesis and a plain seeded generator
-drive the same code.
+believe. It is the engine and its device too: plans are applied in order, and before a plan is applied the
+forwards that it may depend on have run; those of closed requests (Ghost) run or not. An action takes its
+choices from `pick(n) -> 0..n-1`, so hypothesis and a plain seeded generator drive the same code.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tests.oracle import Oracle
-from tests.oracle_types import Lease
+from tests.oracle_types import Lease, OpenStep
 from tests.symbolic import SymbolicMemory
 
 Pick = Callable[[int], int]
@@ -61,6 +62,7 @@ def draw_config(pick: Pick) -> Config:
         "policy": ("default", "default", "default", "lru")[pick(4)],
         "pass_cost": pick(9),
         "interior_spacing": 2 + pick(7),
+        "run_ahead": pick(2),
     }
     slots, pages, slabs = (
         (3 + pick(6), 8 + pick(20), 4 + pick(8)) if pick(2) else (8 + pick(10), 40 + pick(60), 12 + pick(36))
@@ -81,25 +83,59 @@ def draw_config(pick: Pick) -> Config:
 
 
 @dataclass(eq=False)
+class Running:
+    """One open step: the tokens that it feeds beyond the prompt, and its request's page table as launched."""
+
+    opened: OpenStep
+    feed: list[int]
+    table: list[int]
+    ran: bool = False
+
+
+@dataclass(eq=False)
 class Flight:
-    """One request: the oracle's lease, the core's, and the tokens its open step feeds beyond the prompt."""
+    """One request: the oracle's lease, the core's, and its open steps, the oldest first."""
 
     side: Oracle
     oracle: Lease
     core: Any
-    feed: list[int] = field(default_factory=list)
-    ran: bool = False
+    steps: list[Running] = field(default_factory=list)
+
+    def stage_of(self, running: Running) -> str:
+        number = running.opened.number
+        if number is None:
+            return "launched"
+        if number > self.side.done:
+            return "collected"
+        return "ran" if running.ran else "applied"
 
     @property
     def stage(self) -> str:
-        opened = self.oracle.open
-        if opened is None:
-            return "idle"
-        if opened.number is None:
-            return "launched"
-        if opened.number == self.side.pending:
-            return "collected"
-        return "ran" if self.ran else "applied"
+        """Of the oldest open step."""
+        return self.stage_of(self.steps[0]) if self.steps else "idle"
+
+    @property
+    def may_launch(self) -> bool:
+        return self.side.may_launch(self.oracle)
+
+    @property
+    def next_to_run(self) -> Running | None:
+        waiting = [s for s in self.steps if not s.ran]
+        return waiting[0] if waiting and self.stage_of(waiting[0]) == "applied" else None
+
+    @property
+    def path(self) -> list[Any]:
+        """Every token that was read or is being read."""
+        return [*self.oracle.tokens, *(token for running in self.steps for token in running.feed)]
+
+
+@dataclass(eq=False)
+class Ghost:
+    """A step of a request that was closed under it: its forward may be on the device all the same."""
+
+    lease: Lease
+    running: Running
+    path: list[Any]
 
 
 class Harness:
@@ -117,14 +153,17 @@ class Harness:
             pages_per_slab=arena.per_slab,
             unified=arena.unified,
             eager=config.eager,
+            store=self.oracle.store,
         )
-        self.rng = random.Random(seed)  # only for what must not matter: the order inside a plan
+        # only for what must not matter: the order inside a plan, the moment of a forward
+        self.rng = random.Random(seed)
         self.flights: list[Flight] = []
         self.pins: list[tuple[Any, Any]] = []
         self.history: list[tuple[bytes, list[Any]]] = []
-        self.pending: tuple[Any, Any] | None = None
+        self.ghosts: list[Ghost] = []
+        self.pending: list[tuple[Any, Any]] = []  # plans, in order
         self.stale: tuple[Any, Any] | None = None
-        self.named: dict[tuple[str, int], Any] = {}
+        self.named: dict[int, dict[tuple[str, int], Any]] = {}  # by a pending plan, with the owner at plan()
         self.events: Counter[str] = Counter()
         self.log: list[str] = []
         self.steps = self.most_in_flight = 0
@@ -167,8 +206,9 @@ class Harness:
         self.steps += 1
         self.most_in_flight = max(self.most_in_flight, len(self.flights))
         self.oracle.check()
-        self.memory.verify(self.oracle)
+        self.memory.verify()
         self.check_resting()
+        self.check_tables()
         if self.core is None:
             return
         self.core.check()
@@ -196,7 +236,7 @@ class Harness:
 
     def probe(self) -> None:
         """I4, I8: the core knows of each path what the oracle knows: nothing only fed, no other salt's."""
-        paths = [(f.oracle.salt, [*f.oracle.tokens, *f.feed]) for f in self.flights] + self.history[-2:]
+        paths = [(f.oracle.salt, f.path) for f in self.flights] + self.history[-2:]
         for _, path in paths[self.steps % 3 :: 3]:
             tokens, keys = split(path)
             for each in SALTS:
@@ -210,27 +250,37 @@ class Harness:
         found: dict[tuple[str, int], Any] = {("page", page): "the tree" for page in self.oracle.store.counts}
         found.update({("slot", c.slot): c for c in self.oracle.store.checkpoints.values()})
         for lease in (*self.oracle.leases, *self.oracle.resting):
-            found["slot", lease.live_slot] = lease
-            found.update({("page", lease.pages[i]): lease for i in lease.own})
+            found.update({("slot", slot): lease for slot in lease.slots})
+            found.update({("page", page): lease for page in lease.held if ("page", page) not in found})
         return found
 
     def check_resting(self) -> None:
-        """I10: while a plan is pending, every id that it names stays with the owner it had at plan()."""
-        if self.pending is not None:
-            now = self.owners()
-            moved = [id_ for id_, owner in self.named.items() if now.get(id_) is not owner]
-            assert not moved, f"I10: {moved} changed hands while the plan that names them is pending"
+        """I10: while a plan is pending, every id that it names stays with the owner it had at plan(). A lease
+        that has gone on may leave the slot that the plan copies to the tree, in its checkpoint, pinned."""
+        now = self.owners() if self.pending else {}
+        for ours, _ in self.pending:
+            for id_, owner in self.named[ours.number].items():
+                kept = now.get(id_) is owner or (isinstance(owner, Lease) and now.get(id_) is owner.read)
+                assert kept, f"I10: {id_} changed hands while plan {ours.number}, which names it, is pending"
+
+    def check_tables(self) -> None:
+        """A page table never changes under a running request: it only grows."""
+        for flight in self.flights:
+            for running in flight.steps:
+                assert flight.oracle.pages[: len(running.table)] == running.table, "a page table changed"
 
     def owned(self, flight: Flight) -> Callable[[str, int], bool]:
-        """I5: a step writes only what its lease alone owns."""
+        """I5: a step writes only slots that its lease alone owns, and pages that it holds: the tree may serve
+        what lies in them before (SymbolicMemory.guard)."""
 
         def alone(space: str, id_: int) -> bool:
             others = [h for h in (*self.oracle.leases, *self.oracle.resting) if h is not flight.oracle]
             store = self.oracle.store
             if space == "page":
-                return id_ not in store.counts and not any(id_ in h.pages for h in others)
-            slots = {c.slot for c in store.checkpoints.values()} | {h.live_slot for h in others}
-            return id_ not in slots
+                held = id_ in flight.oracle.held and id_ not in store.pages.values()
+                return held and not any(id_ in h.pages for h in others)
+            slots = {c.slot for c in store.checkpoints.values()} | {s for h in others for s in h.slots}
+            return id_ in flight.oracle.slots and id_ not in slots
 
         return alone
 
@@ -283,8 +333,10 @@ class Harness:
             self.events["no_room_at_launch"] += 1
             return
         decoded = step.end - max(step.begin, flight.oracle.prompt_length)
-        flight.feed, flight.ran = list(tokens[: max(decoded, 0)]), False
+        feed = list(tokens[: max(decoded, 0)])
+        flight.steps.append(Running(flight.oracle.open[-1], feed, list(flight.oracle.pages)))
         self.events["inner"] += len(step.checkpoints)
+        self.events["launched_ahead"] += len(flight.steps) > 1
 
     def launch_batch(self, flights: list[Flight], counts: list[int], tokens: Sequence[int]) -> None:
         ends = [flight.oracle.computed + n for flight, n in zip(flights, counts, strict=True)]
@@ -305,11 +357,16 @@ class Harness:
 
     def plan(self) -> None:
         ours, theirs = self.both("plan", self.oracle.plan, lambda: self.core.plan())
-        self.pending = (ours, theirs)
+        self.pending.append((ours, theirs))
+        self.events["two_pending"] += len(self.pending) > 1
         owners = self.owners()
+        for _, dst in ours.copy_pages:
+            taker = owners["page", dst]
+            assert taker.committed == taker.start, "a page is copied only after a restore or a fork"
         slots = {s for pair in ours.copy_slots for s in pair} | set(ours.zero_slots)
         pages = {p for pair in ours.copy_pages for p in pair} | set(ours.zero_pages)
-        self.named = {id_: owners[id_] for id_ in [("slot", s) for s in slots] + [("page", p) for p in pages]}
+        ids = [("slot", s) for s in slots] + [("page", p) for p in pages]
+        self.named[ours.number] = {id_: owners[id_] for id_ in ids}
         if theirs is not None:
             for name in ("number", "zero_slots", "zero_pages"):
                 self.same(name, getattr(ours, name), getattr(theirs, name))
@@ -317,13 +374,23 @@ class Harness:
                 self.same(name, [list(pair) for pair in getattr(ours, name)], getattr(theirs, name))
 
     def apply(self) -> None:
-        assert self.pending is not None
-        ours, theirs = self.pending
+        """Of the oldest pending plan, behind what the device has to do before it."""
+        ours, theirs = self.pending.pop(0)
+        self.catch_up(ours.number)
         self.memory.apply(theirs if theirs is not None else ours, self.rng)
-        resting = len(self.oracle.resting)
         self.both("void applied", lambda: self.oracle.applied(ours), lambda: self.core.applied(theirs))
-        self.events["rested"] += resting
-        self.pending, self.stale = None, self.pending
+        del self.named[ours.number]
+        self.stale = (ours, theirs)
+
+    def catch_up(self, number: int) -> None:
+        """Stream order: a step runs before the plan that carries its lease's next one; others may be late,
+        but what closed requests left behind runs now or never."""
+        for flight in self.flights:
+            due = any(running.opened.number == number for running in flight.steps)
+            while flight.next_to_run is not None and (due or self.rng.random() < 0.5):
+                self.run(flight)
+        while passing := [g for g in self.ghosts if (g.running.opened.number or 0) < number]:
+            self.run_ghost(passing[0], really=self.rng.random() < 0.7)
 
     def apply_stale(self) -> None:
         """`applied` of an older plan does nothing."""
@@ -334,27 +401,42 @@ class Harness:
             )
 
     def run(self, flight: Flight) -> None:
-        ours = flight.oracle
-        assert ours.open is not None
-        table = flight.core.pages if self.core is not None else ours.pages
-        path = [*ours.tokens, *flight.feed][: ours.open.step.end]
-        self.memory.forward(ours.salt, path, ours.open.step, table, self.owned(flight))
-        flight.ran = True
+        ours, running = flight.oracle, flight.next_to_run
+        assert running is not None
+        step = running.opened.step
+        self.log.append(f"forward {step}")
+        self.memory.forward(ours.salt, flight.path[: step.end], step, running.table, self.owned(flight))
+        running.ran = True
+
+    def run_ghost(self, ghost: Ghost, really: bool = True) -> None:
+        """What a closed request still writes must be nobody's: I10, and I5 in SymbolicMemory."""
+        step = ghost.running.opened.step
+        if not really:  # nor do the later ones of this request
+            self.ghosts = [other for other in self.ghosts if other.lease is not ghost.lease]
+        else:
+            self.ghosts.remove(ghost)
+            self.events["ghosts"] += 1
+            self.log.append(f"forward of a closed request {step}")
+            path = ghost.path[: step.end]
+            self.memory.forward(ghost.lease.salt, path, step, ghost.running.table, lambda space, id_: True)
 
     def commit(self, flights: list[Flight], batch: bool) -> None:
-        tokens = [t for f in flights for t in f.feed]
+        """The oldest step of each."""
+        feeds = [f.steps.pop(0).feed for f in flights]
         if self.core is not None and batch:
+            tokens = [token for feed in feeds for token in feed]
             self.core.commit([f.core for f in flights], np.array(tokens, dtype=np.int32))
-        for flight in flights:
-            self.log.append(f"commit {flight.feed}")
+        for flight, feed in zip(flights, feeds, strict=True):
+            self.log.append(f"commit {feed}")
             if self.core is not None and not batch:
-                flight.core.commit(flight.feed)
-            self.oracle.commit(flight.oracle, flight.feed)
-            flight.feed = []
+                flight.core.commit(feed)
+            self.oracle.commit(flight.oracle, feed)
+            self.events["committed_behind"] += bool(flight.steps)
 
     def fork(self, flight: Flight) -> None:
         published = self.oracle.counters["published_fork"]
-        self.events["forked_before_copy"] += not flight.oracle.fresh and flight.oracle.copy_from is not None
+        self.events["forked_in_shared_tail"] += bool(flight.oracle.held & self.oracle.store.counts.keys())
+        self.events["forked_before_copy"] += flight.oracle.copy_from is not None
         ours, theirs = self.both("fork", lambda: self.oracle.fork(flight.oracle), lambda: flight.core.fork())
         self.events["fork_published"] += self.oracle.counters["published_fork"] - published
         if ours is None:
@@ -365,10 +447,18 @@ class Harness:
 
     def close(self, flight: Flight, keep: str, discard: bool) -> None:
         self.events[f"closed_{flight.stage}"] += 1
-        self.events["closed_before_copy"] += not flight.oracle.fresh and flight.oracle.copy_from is not None
+        self.events["closed_in_shared_tail"] += bool(flight.oracle.held & self.oracle.store.counts.keys())
+        self.events["closed_before_copy"] += flight.oracle.copy_from is not None
+        self.events["closed_two_open"] += len(flight.steps) > 1
         known = flight.oracle.tokens[: flight.oracle.committed]
         if known:
             self.history.append((flight.oracle.salt, list(known)))
+        path = flight.path
+        self.ghosts += [
+            Ghost(flight.oracle, s, path)
+            for s in flight.steps
+            if flight.stage_of(s) in ("collected", "applied")
+        ]
         self.flights.remove(flight)
         self.closed = flight.core
         self.both(
@@ -411,6 +501,8 @@ class Harness:
 
     def total_events(self) -> Counter[str]:
         found = self.events + self.memory.events + self.oracle.counters
+        found += self.oracle.events + self.oracle.store.events
+        found["rested"] = found["rest_ended_by_plan"] + found["rest_ended_idle"]
         found["evicted"] = self.oracle.store.evicted.total()
         return found
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tests.oracle_placement import BREAKPOINT, CHUNK_END, FORK, PROMPT_END, TURN_END, Placement
-from tests.oracle_store import Arena, Checkpoint, Key, Store, Symbol, common
+from tests.oracle_store import NO_RANK, Arena, Checkpoint, Key, Store, Symbol, common
 from tests.oracle_types import Lease, Match, OpenStep, Pin, Plan, Step
 
 
@@ -31,6 +31,7 @@ class Oracle:
         policy: str = "default",
         pass_cost: int = 512,
         interior_spacing: int = 1024,
+        run_ahead: int = 0,
     ) -> None:
         self.page_size, self.page_bytes, self.slot_bytes = (
             layout.page_size,
@@ -47,12 +48,13 @@ class Oracle:
         self.arena, self.store = arena, Store(arena, layout.page_size, policy == "lru")
         self.placement = Placement(inner_checkpoints, alignment, pass_cost, interior_spacing)
         self.inner, self.max_cached_bytes = inner_checkpoints, max_cached_bytes
+        self.run_ahead = run_ahead
         self.leases: list[Lease] = []
         self.resting: list[Lease] = []
         self.booked: list[OpenStep] = []
-        self.pending: int | None = None
-        self.plans = self.tick = 0
+        self.leases_made = self.plans = self.done = self.tick = 0  # `done`: the last plan that was applied
         self.counters: Counter[str] = Counter()
+        self.events: Counter[str] = Counter()  # rare moments, for the tests to count
 
     # ---- match
 
@@ -94,6 +96,9 @@ class Oracle:
         if not self.arena.could_ever_hold(1, total_pages):
             raise ValueError("tokens")
         match = self._match(path, salt)
+        known = match.kv_length
+        others = [s for s in self.store.supports(salt) if common(s, path) == known < len(s)]
+        ways = len({s[known] for s in others}) if known < len(path) else 0
         start: int | None = match.length
         while start is not None and not self._admit(start, path, salt, total_pages):
             retry = start > 0 and not self.leases and not self.resting
@@ -103,11 +108,14 @@ class Oracle:
             return None
         self.counters += Counter(reserves=1, tokens_queried=len(path), tokens_hit=start)
         source = self.store.checkpoints[salt, path[:start]] if start else None
-        lease = self._open(path, len(path), salt, start, source, total_pages, match._replace(length=start))
+        if start < match.length:
+            match = match._replace(length=start, reason="no_room")
+        lease = self._open(path, len(path), salt, start, source, total_pages, match)
         if source is not None:
             self._restored(source)
             self.placement.used[source.kind] += 1
             self.counters[f"restored_{source.kind}"] += 1
+        lease.ways, lease.resend = ways, match.kv_length == len(path)
         lease.wanted = self.placement.wanted(lease, breakpoints)
         return lease
 
@@ -132,7 +140,9 @@ class Oracle:
         tokens = list(path)
         shared = [self.store.pages[k] for k in self.store.page_keys((salt, tuple(tokens[:start])))]
         branches = source is None or source.kind not in (TURN_END, PROMPT_END)
+        self.leases_made += 1
         lease = Lease(
+            self.leases_made,
             self.page_size,
             salt,
             tokens,
@@ -156,12 +166,9 @@ class Oracle:
     def _grow(self, lease: Lease, total_pages: int) -> None:
         while len(lease.pages) < total_pages:
             lease.own.add(len(lease.pages))
-            lease.pages.append(self._take_page(lease))
-
-    def _take_page(self, lease: Lease) -> int:
-        page = self.arena.take_page(lease.home)
-        lease.home = page // self.arena.per_slab
-        return page
+            page = self.store.take(lease.home)
+            lease.home = page // self.arena.per_slab
+            lease.pages.append(page)
 
     def _restored(self, checkpoint: Checkpoint) -> None:
         """Touched, and not superseded any more."""
@@ -171,46 +178,101 @@ class Oracle:
 
     # ---- launch, plan, applied
 
+    def may_launch(self, lease: Lease) -> bool:
+        collected = all(opened.number is not None for opened in lease.open)
+        return not lease.closed and collected and len(lease.open) <= self.run_ahead
+
     def launch(self, lease: Lease, n: int) -> Step | None:
-        assert lease.open is None and not lease.closed and n > 0
+        assert self.may_launch(lease) and n > 0
         begin = end = lease.computed
         end = begin + n if begin >= lease.prompt_length else min(begin + n, lease.prompt_length)
         total_pages = max(-(-end // self.page_size), len(lease.pages))
         if not self.arena.could_ever_hold(1, total_pages):
             raise ValueError("n")
-        if not self.store.make_room(0, total_pages - len(lease.pages)):
+        if not self._room_for_pages(lease, total_pages - len(lease.pages)):
             self.counters["refused_launches"] += 1
             return None
         places = self.placement.places(lease, begin, end)
-        if places and not self.inner and places[0][0] < end:
-            end = places[0][0]
+        if not self.inner:
+            places = [w for w in places if w.position == end or self._could_keep(w.kind)][:1]
+        if places and not self.inner and places[0].position < end:
+            end = places[0].position
             lease.extra_passes += 1
             self.counters["extra_passes"] += 1
+        at_end = next((w for w in places if w.position == end), None)
+        at_end = at_end or self.placement.free_boundary(lease, begin, end)
         self.counters["launches"] += 1
         self._grow(lease, total_pages)
+        if lease.open and lease.open[-1].kind is not None:
+            self._go_on(lease, lease.open[-1])
         inner = [
-            (q, kind, slot) for q, kind in places if q < end and (slot := self._inner_slot(kind)) is not None
+            (q, kind, slot)
+            for q, kind, spare in places
+            if q < end and (slot := self._optional_slot(kind, spare)) is not None
         ]
-        read = lease.live_slot if not lease.fresh else lease.read.slot if lease.read else -1
+        read = self._read_slot(lease)
         step = Step(begin, end, read, lease.live_slot, [(q, slot) for q, _, slot in inner])
-        lease.open = OpenStep(step, dict(places).get(end), inner, self._book(lease, read))
-        self.booked.append(lease.open)
+        kind, spare = (at_end.kind, at_end.spare) if at_end else (None, False)
+        opened = OpenStep(step, kind, spare, inner, self._book(lease, read))
+        lease.open.append(opened)
+        self.booked.append(opened)
         lease.fresh, lease.copy_from, lease.computed = False, None, end
         return step
 
-    def _inner_slot(self, kind: str) -> int | None:
-        if self.store.make_room(1, 0, self.placement.limit(kind)):
-            return self.arena.take_slot()
+    def _room_for_pages(self, lease: Lease, pages: int) -> bool:
+        if self.store.make_room(0, pages):
+            return True
+        source = lease.read if self.arena.unified and lease.fresh and lease.copy_from is None else None
+        if source is None or source.pins > 1 or not self.store.would_fit(0, pages, lease.live_slot):
+            return False
+        self._take_back(lease, source)
+        return self.store.make_room(0, pages)
+
+    def _take_back(self, lease: Lease, source: Checkpoint) -> None:
+        """Rather than wait for ever, the lease gives up the checkpoint it reads and goes on in its slot."""
+        self._release_read(lease)
+        self.store.remove(source)
+        self.arena.free_slot(lease.live_slot)
+        lease.live_slot, lease.fresh = source.slot, False
         self.counters["dropped_checkpoints"] += 1
+        self.events["taken_back"] += 1
+
+    def _go_on(self, lease: Lease, before: OpenStep) -> None:
+        """The step before leaves its state for a checkpoint, so the next one writes another slot."""
+        slot = self._optional_slot(before.kind, before.spare)
+        if slot is None:
+            before.kind = None
+            self.events["boundary_dropped_ahead"] += 1
+            return
+        self.events["gone_on"] += 1
+        before.gone_on = lease.fresh = True
+        lease.live_slot = slot
+
+    def _could_keep(self, kind: str) -> bool:
+        return self.arena.satisfied(1, 0) or self.store.victim(1, self.placement.limit(kind)) is not None
+
+    def _optional_slot(self, kind: Any, spare: bool) -> int | None:
+        limit = NO_RANK if spare else self.placement.limit(kind)
+        if self.store.make_room(1, 0, limit):
+            return self.arena.take_slot()
+        self.counters["dropped_checkpoints"] += not spare
+        self.events["spare_dropped"] += spare
         return None
+
+    def _read_slot(self, lease: Lease) -> int:
+        if not lease.fresh:
+            return lease.live_slot
+        if lease.open:
+            return lease.open[-1].step.write_slot
+        return lease.read.slot if lease.read else -1
 
     def _book(self, lease: Lease, read: int) -> Plan:
         plan = Plan(0, [], [], [], [])
-        if lease.fresh and lease.read:
+        if lease.fresh and read >= 0:
             plan.copy_slots.append((read, lease.live_slot))
         elif lease.fresh:
             plan.zero_slots.append(lease.live_slot)
-        cut = lease.committed // self.page_size if lease.copy_from is not None else None
+        cut = lease.start // self.page_size if lease.copy_from is not None else None
         if cut is not None:
             plan.copy_pages.append((lease.copy_from, lease.pages[cut]))
         plan.zero_pages.extend(
@@ -218,10 +280,12 @@ class Oracle:
         )
         return plan
 
+    def may_plan(self) -> bool:
+        return self.plans - self.done <= self.run_ahead
+
     def plan(self) -> Plan:
-        assert self.pending is None
+        assert self.may_plan()
         self.plans += 1
-        self.pending = self.plans
         plan = Plan(self.plans, [], [], [], [])
         for opened in self.booked:
             opened.number = self.plans
@@ -232,75 +296,53 @@ class Oracle:
         return plan
 
     def applied(self, plan: Any) -> None:
-        if plan.number != self.pending:
+        if plan.number <= self.done:
             return
-        self.pending = None
-        resting, self.resting = self.resting, []
-        for lease in resting:
-            self._let_go(lease)
-        if resting:
-            self._trim()
+        assert plan.number == self.done + 1, "plans are applied in order"
+        self.done = plan.number
+        self._end_rests()
 
     # ---- commit
 
     def commit(self, lease: Lease, tokens: Sequence[int] = ()) -> None:
-        opened = lease.open
-        assert opened is not None and opened.number is not None and opened.number != self.pending
+        opened = lease.open.pop(0)
+        assert opened.number is not None and opened.number <= self.done
         lease.tokens.extend(tokens)
         c = lease.committed = opened.step.end
         assert len(lease.tokens) == max(c, lease.prompt_length)
+        if lease.left_behind is not None:
+            self.arena.free_slot(lease.left_behind)
+            lease.left_behind = None
         self._release_read(lease)
-        lease.open = None
         self.counters += Counter(commits=1, tokens_committed=c - opened.step.begin)
         inner, kind = self._to_publish(lease, opened)
-        inner, kind, spare_page, spare_slot = self._acquire(lease, inner, kind)
-        deepest = max([lease.boundary, *(q for q, _, _ in inner), c if kind else 0])
+        wants_slot = kind is not None and not opened.gone_on
+        next_slot = self._optional_slot(kind, opened.spare) if wants_slot else None
+        at_c = kind is not None and (opened.gone_on or next_slot is not None)
+        deepest = max([lease.boundary, *(q for q, _, _ in inner), c if at_c else 0])
         self._move_anchor(lease, max(c - c % self.page_size, deepest))
-        partial = lease.pages[c // self.page_size] if c % self.page_size else None
-        if spare_page is not None:
-            lease.pages[c // self.page_size], lease.copy_from = spare_page, partial
         for q, inner_kind, slot in inner:
-            tail = None
-            if q % self.page_size:
-                page_end = (q // self.page_size + 1) * self.page_size
-                tail = self.store.pages[lease.key(page_end)] if page_end <= c else partial
-            checkpoint = self._publish(lease, q, inner_kind, slot, tail)
-            if tail is not None and tail == lease.copy_from and not kind:
-                self._read_from(lease, checkpoint)
-        if kind:
-            checkpoint = self._publish(lease, c, kind, lease.live_slot, partial)
-            self._read_from(lease, checkpoint)
-            lease.live_slot, lease.fresh = spare_slot, True
+            self._publish(lease, q, inner_kind, slot)
+        if at_c:
+            self._read_from(lease, self._publish(lease, c, kind, opened.step.write_slot))
+        if next_slot is not None:
+            lease.live_slot, lease.fresh = next_slot, True
+        self._end_rests()
 
     def _to_publish(self, lease: Lease, opened: OpenStep) -> tuple[list[tuple[int, str, int]], str | None]:
+        """Step 2: the inner checkpoints and the kind at the step's end, less what the tree has already."""
         inner = []
         for q, kind, slot in opened.inner:
             if lease.key(q) in self.store.checkpoints:
                 self.arena.free_slot(slot)
             else:
                 inner.append((q, kind, slot))
-        kind_at_c = self.placement.boundary_kind(lease, opened)
-        return inner, None if lease.key(opened.step.end) in self.store.checkpoints else kind_at_c
-
-    def _acquire(self, lease: Lease, inner: list[tuple[int, str, int]], kind: str | None) -> Any:
-        """Step 3: (inner positions that stay, kind at c or None, replacement page, next live slot)."""
-        c, page = lease.committed, None
-        cut = [x for x in inner if x[0] % self.page_size and x[0] > c - c % self.page_size]
-        if cut and self.store.make_room(0, 1, self.placement.limit(cut[0][1])):
-            page = self._take_page(lease)
-        elif cut:
-            for dropped in cut:
-                self.arena.free_slot(dropped[2])
-                inner.remove(dropped)
-            self.counters["dropped_checkpoints"] += len(cut)
-        if kind is None:
-            return inner, None, page, None
-        pages = 1 if c % self.page_size and page is None else 0
-        if not self.store.make_room(1, pages, self.placement.limit(kind)):
-            self.counters["dropped_checkpoints"] += 1
-            return inner, None, page, None
-        slot = self.arena.take_slot()
-        return inner, kind, self._take_page(lease) if pages else page, slot
+        if opened.kind is None or lease.key(opened.step.end) not in self.store.checkpoints:
+            return inner, opened.kind
+        if opened.gone_on:
+            lease.left_behind = opened.step.write_slot
+            self.events["left_behind"] += 1
+        return inner, None
 
     def _move_anchor(self, lease: Lease, depth: int) -> None:
         """Full pages that the tree does not have yet become the tree's; duplicates stay the lease's."""
@@ -309,13 +351,21 @@ class Oracle:
             index = len(page_key[1]) // self.page_size - 1
             if page_key not in self.store.pages:
                 lease.own.remove(index)
-                self.store.pages[page_key] = lease.pages[index]
-                self.store.count(lease.pages[index])
+                self.store.join(page_key, lease.pages[index])
         self.store.drop_anchor(lease.key(lease.anchored))
         lease.anchored = depth
 
-    def _publish(self, lease: Lease, depth: int, kind: str, slot: int, tail: int | None) -> Checkpoint:
+    def _tail(self, lease: Lease, depth: int) -> int | None:
+        """The page that `depth` cuts: the tree's if it is full, else the lease's, which goes on in it."""
+        if not depth % self.page_size:
+            return None
+        page_end = (depth // self.page_size + 1) * self.page_size
+        full = page_end <= lease.committed
+        return self.store.pages[lease.key(page_end)] if full else lease.pages[depth // self.page_size]
+
+    def _publish(self, lease: Lease, depth: int, kind: Any, slot: int) -> Checkpoint:
         self.tick += 1
+        tail = self._tail(lease, depth)
         checkpoint = Checkpoint(lease.key(depth), slot, tail, kind, self.tick)
         self.store.checkpoints[checkpoint.key] = checkpoint
         self.store.refile(checkpoint)
@@ -347,21 +397,21 @@ class Oracle:
 
     def close(self, lease: Lease, *, keep: str = "all", discard: bool = False) -> None:
         assert not lease.closed
-        lease.closed = True
+        lease.closed, lease.will_not_return = True, keep == "nothing"
         self.counters["closes"] += 1
         self.leases.remove(lease)
         past_prompt = keep == "prompt" and lease.committed > lease.prompt_length
-        new = lease.open is None and lease.committed > lease.boundary
+        new = not lease.open and lease.committed > lease.boundary
         if new and not discard and keep != "nothing" and not past_prompt:
             self._publish_at_close(lease)
-        if lease.open is not None and lease.open.number is not None and lease.open.number == self.pending:
+        self.booked = [opened for opened in self.booked if opened not in lease.open]
+        carried = [opened.number for opened in lease.open if opened.number is not None]
+        if carried:
+            lease.rests_until = max(carried) + self.run_ahead
             self.resting.append(lease)
         else:
-            self.booked = [opened for opened in self.booked if opened is not lease.open]
             self._let_go(lease)
-        last = self.store.checkpoints.get(lease.key(lease.boundary)) if lease.boundary else None
-        if keep == "nothing" and last and last.kind != BREAKPOINT and not self.store.children(last.key):
-            self._supersede(last)
+        self._end_rests(closing=lease)
         self._trim()
 
     def _publish_at_close(self, lease: Lease) -> None:
@@ -369,28 +419,34 @@ class Oracle:
             return
         past = lease.committed - lease.prompt_length
         kind = TURN_END if past > 0 else PROMPT_END if past == 0 else CHUNK_END
-        self._publish(lease, lease.committed, kind, lease.live_slot, self._give_partial(lease))
+        self._publish(lease, lease.committed, kind, lease.live_slot)
         lease.live_slot = -1
 
-    def _give_partial(self, lease: Lease) -> int | None:
-        """The page with the KV that `committed` cuts: a copy that is due has not been made yet."""
-        if not lease.committed % self.page_size:
-            return None
-        if lease.copy_from is not None:
-            return lease.copy_from
-        index = lease.committed // self.page_size
-        lease.own.remove(index)
-        return lease.pages[index]
+    def _end_rests(self, closing: Lease | None = None) -> None:
+        """Lets go of what rests and need not any more, in the order of ids."""
+        idle = self.plans == self.done and not any(lease.open for lease in self.leases)
+        ended = [lease for lease in self.resting if idle or lease.rests_until <= self.done]
+        for lease in sorted(ended, key=lambda lease: lease.number):
+            self.resting.remove(lease)
+            self._let_go(lease)
+            counted = lease.rests_until <= self.done
+            if lease is not closing:
+                self.events["rest_ended_by_plan" if counted else "rest_ended_idle"] += 1
+        if ended and closing is None:
+            self._trim()
 
     def _let_go(self, lease: Lease) -> None:
         self._release_read(lease)
         self.store.drop_anchor(lease.key(lease.anchored))
-        for index in lease.own:
-            self.arena.free_page(lease.pages[index])
-        slots = [slot for _, _, slot in lease.open.inner] if lease.open else []
-        for slot in [lease.live_slot, *slots]:
+        for page in lease.held:
+            self.store.let_go(page)
+        for slot in lease.slots:
             if slot >= 0:
                 self.arena.free_slot(slot)
+        last = self.store.checkpoints.get(lease.key(lease.boundary))
+        made = lease.boundary > lease.start and last is not None and last.kind != BREAKPOINT
+        if lease.will_not_return and made and not self.store.children(last.key):
+            self._supersede(last)
 
     def cached_bytes(self) -> int:
         return len(self.store.checkpoints) * self.slot_bytes + len(self.store.counts) * self.page_bytes
@@ -406,41 +462,34 @@ class Oracle:
     # ---- fork, pin, clear
 
     def fork(self, lease: Lease) -> Lease | None:
-        assert lease.open is None and not lease.closed
+        assert not lease.open and not lease.closed
         depth = lease.committed
         source = lease.read if lease.fresh else self.store.checkpoints.get(lease.key(depth))
         publish = not lease.fresh and source is None
-        replacement = int(publish and depth % self.page_size != 0 and lease.copy_from is None)
         child_pages = len(lease.pages) - depth // self.page_size
         self.store.pin(source, 1)
-        room = self.store.make_room(1 + publish, child_pages + replacement)
+        room = self.store.make_room(1 + publish, child_pages)
         self.store.pin(source, -1)
         if not room:
             return None
         if publish:
-            source = self._publish_for_fork(lease, replacement)
+            source = self._publish_for_fork(lease)
         child = self._open(
             lease.tokens, lease.prompt_length, lease.salt, depth, source, len(lease.pages), lease.match
         )
         child.branches = False  # its parent makes the cut
-        child.wanted = [(w, kind) for w, kind in lease.wanted if w > depth]
+        child.wanted = [w for w in lease.wanted if w.position > depth]
         if source is not None:
             self._restored(source)
         self.counters["forks"] += 1
         return child
 
-    def _publish_for_fork(self, lease: Lease, replacement: int) -> Checkpoint:
-        depth, spare_slot = lease.committed, self.arena.take_slot()
-        spare_page = self._take_page(lease) if replacement else None
-        self._move_anchor(lease, depth)
-        tail = self._give_partial(lease)
-        source = self._publish(lease, depth, FORK, lease.live_slot, tail)
+    def _publish_for_fork(self, lease: Lease) -> Checkpoint:
+        next_slot = self.arena.take_slot()
+        self._move_anchor(lease, lease.committed)
+        source = self._publish(lease, lease.committed, FORK, lease.live_slot)
         self._read_from(lease, source)
-        lease.live_slot, lease.fresh = spare_slot, True
-        if spare_page is not None:
-            index = depth // self.page_size
-            lease.own.add(index)
-            lease.pages[index], lease.copy_from = spare_page, tail
+        lease.live_slot, lease.fresh = next_slot, True
         return source
 
     def pin(
@@ -456,6 +505,7 @@ class Oracle:
 
     def release(self, pin: Pin) -> None:
         self.store.pin(pin.checkpoint, -1)
+        self._trim()
 
     def clear(self, *, salt: bytes | None = None) -> int:
         victims = [c for c in self.store.order.values() if salt is None or c.key[0] == salt]
@@ -468,11 +518,12 @@ class Oracle:
     def check(self) -> None:
         """I1: every id in use has one owner, the tree's pages are counted by nodes and tails; I11: paired."""
         holders = [*self.leases, *self.resting]
-        slots = [c.slot for c in self.store.checkpoints.values()] + [h.live_slot for h in holders]
-        slots += [slot for h in holders if h.open for _, _, slot in h.open.inner]
+        slots = [c.slot for c in self.store.checkpoints.values()] + [s for h in holders for s in h.slots]
         assert sorted(slots) == sorted(self.arena.slots), "I1 slots"
-        pages = [h.pages[i] for h in holders for i in h.own] + list(self.store.counts)
-        assert sorted(pages) == sorted(self.arena.pages), "I1 pages"
+        held = sorted(page for h in holders for page in h.held)
+        assert held == sorted(self.store.held), "I1 a page is held by one lease"
+        assert not self.store.held & set(self.store.pages.values()), "I1 what a node has no lease holds"
+        assert self.store.held | set(self.store.counts) == self.arena.pages, "I1 pages"
         tails = [c.tail for c in self.store.checkpoints.values() if c.tail is not None]
         assert Counter([*self.store.pages.values(), *tails]) == self.store.counts, "I1 counts"
         needed = {k for s in (*self.store.checkpoints, *self.store.anchors) for k in self.store.page_keys(s)}
@@ -508,7 +559,8 @@ class Oracle:
 
     def dump(self) -> str:
         lines = [
-            f"arena slots={sorted(self.arena.slots)} pages={sorted(self.arena.pages)} fill={self.arena.fill}"
+            f"arena slots={sorted(self.arena.slots)} pages={sorted(self.arena.pages)} fill={self.arena.fill} "
+            f"plans={self.plans} done={self.done}"
         ]
         for c in sorted(self.store.checkpoints.values(), key=lambda c: repr(c.key)):
             lines.append(
@@ -522,7 +574,8 @@ class Oracle:
                 f"lease {show((h.salt, tuple(h.tokens)))} L={h.prompt_length} start={h.start} "
                 f"committed={h.committed} computed={h.computed} boundary={h.boundary} anchored={h.anchored} "
                 f"fresh={h.fresh} live={h.live_slot} pages={h.pages} own={sorted(h.own)} wanted={h.wanted} "
-                f"copy_from={h.copy_from} step={h.open and h.open.step} rests={h.closed}"
+                f"copy_from={h.copy_from} left_behind={h.left_behind} rests={h.closed and h.rests_until} "
+                f"open={[(o.number, o.kind, o.gone_on, tuple(o.step)) for o in h.open]}"
             )
         return "\n".join(lines)
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from tests.oracle_store import ANY_RANK, RANK_0_ONLY
-from tests.oracle_types import Lease, OpenStep
+from tests.oracle_types import Lease, Wanted
 
 CUT_GAP = 8
 BREAKPOINT, FORK, CUT, INTERIOR = "breakpoint", "fork", "cut", "interior"
@@ -35,44 +35,50 @@ class Placement:
         self.asked[kind] += 1
         return self.made[kind] < 16 or 8 * self.used[kind] >= self.made[kind] or self.asked[kind] % 16 == 0
 
-    def wanted(self, lease: Lease, breakpoints: Iterable[int]) -> list[tuple[int, str]]:
+    def wanted(self, lease: Lease, breakpoints: Iterable[int]) -> list[Wanted]:
         start, total, match = lease.start, lease.prompt_length, lease.match
-        found: dict[int, str] = {w: BREAKPOINT for w in breakpoints if start < w <= total}
-        if match.diverged and start < match.kv_length < total and match.kv_length - start >= self.pass_cost:
-            found.setdefault(match.kv_length, FORK)
+        found = {w: Wanted(w, BREAKPOINT) for w in breakpoints if start < w <= total}
+        saved = match.kv_length - start
+        if match.diverged and saved > 0 and saved * lease.ways >= self.pass_cost:
+            found.setdefault(match.kv_length, Wanted(match.kv_length, FORK))
         cut = total - CUT_GAP
-        if self.inner and start < cut and lease.branches and self.enabled(CUT):
-            found.setdefault(cut, CUT)
+        if self.inner and start < cut and lease.branches:
+            spare = not self.enabled(CUT)
+            found.setdefault(cut, Wanted(cut, CUT, spare))
         doubling = [self.interior_spacing << k for k in range(32)]
         interior = [w for w in doubling if start < w < total]
-        if self.inner and interior and self.enabled(INTERIOR):
+        if self.inner and interior:
+            spare = not self.enabled(INTERIOR)
             for w in interior:
-                found.setdefault(w, INTERIOR)
-        return sorted(found.items())
+                found.setdefault(w, Wanted(w, INTERIOR, spare))
+        return sorted(found.values())
 
-    def places(self, lease: Lease, begin: int, end: int) -> list[tuple[int, str]]:
+    def places(self, lease: Lease, begin: int, end: int) -> list[Wanted]:
         """The effective positions of a step, ascending, the first wanted that falls on each."""
         candidates = list(lease.wanted)
         total, cut = lease.prompt_length, lease.prompt_length - CUT_GAP
-        through = lease.branches and begin == lease.start and end == total
-        if not self.inner and through and cut - begin >= max(self.pass_cost, 1) and self.enabled(CUT):
-            candidates.append((cut, CUT))
-        effective: dict[int, str] = {}
-        for w, kind in candidates:
+        through = begin == lease.start and end == total and cut - begin >= max(self.pass_cost, 1)
+        if not self.inner and through and (lease.resend or (lease.branches and self.enabled(CUT))):
+            candidates.append(Wanted(cut, CUT))
+        effective: dict[int, Wanted] = {}
+        for w, kind, spare in candidates:
             e = w if w == end else begin + (w - begin) // self.alignment * self.alignment
             if begin < w <= end and e > begin:
-                effective.setdefault(e, kind)
-        return sorted(effective.items())
+                effective.setdefault(e, Wanted(e, kind, spare))
+        return sorted(effective.values())
 
-    def boundary_kind(self, lease: Lease, opened: OpenStep) -> str | None:
-        begin, c, total = opened.step.begin, opened.step.end, lease.prompt_length
-        if opened.kind is not None:
-            return opened.kind
+    def free_boundary(self, lease: Lease, begin: int, c: int) -> Wanted | None:
+        """The boundary that costs no pass at the end `c` of the step that is being launched."""
+        total = lease.prompt_length
         if c == total:
-            return PROMPT_END if self.enabled(PROMPT_END) else None
+            return Wanted(c, PROMPT_END, not self.enabled(PROMPT_END))
+        ahead = bool(lease.open) and lease.open[-1].kind is not None
+        last_boundary = lease.open[-1].step.end if ahead else lease.boundary
         last = total - c <= c - begin
-        sparse = c >= self.interior_spacing and c >= 2 * lease.boundary
-        return CHUNK_END if c < total and (last or sparse) and self.enabled(CHUNK_END) else None
+        sparse = c >= self.interior_spacing and c >= 2 * last_boundary
+        if c < total and (last or sparse):
+            return Wanted(c, CHUNK_END, not self.enabled(CHUNK_END))
+        return None
 
     def limit(self, kind: str) -> int:
         return ANY_RANK if kind in (BREAKPOINT, FORK) else RANK_0_ONLY

@@ -18,7 +18,7 @@ from sortedcontainers import SortedDict
 
 Symbol = Any  # a token id, or (token id, content) where a content key applies
 Key = tuple[bytes, tuple[Symbol, ...]]  # (salt, path)
-ANY_RANK, RANK_0_ONLY = 1, 0
+ANY_RANK, RANK_0_ONLY, NO_RANK = 1, 0, -1
 
 
 @dataclass(eq=False)
@@ -105,8 +105,10 @@ class Store:
         self.anchors: Counter[Key] = Counter()
         self.pages: dict[Key, int] = {}
         self.counts: Counter[int] = Counter()  # page -> 1 for its node, 1 for each tail inside it
+        self.held: set[int] = set()  # by the lease that took it, until a node has it or the lease closes
         self.order: SortedDict = SortedDict()  # (rank, tick) -> unpinned checkpoint, the lowest leaves first
         self.evicted: Counter[str] = Counter()  # by kind
+        self.events: Counter[str] = Counter()  # rare moments, for the tests to count
 
     def supports(self, salt: bytes) -> Iterator[tuple[Symbol, ...]]:
         for support_salt, path in (*self.checkpoints, *self.anchors):
@@ -141,6 +143,27 @@ class Store:
         self.counts[page] -= 1
         if not self.counts[page]:
             del self.counts[page]
+            self.events["tail_evicted_while_held"] += page in self.held
+            self.free_unused(page)
+
+    def take(self, home: int | None) -> int:
+        page = self.arena.take_page(home)
+        self.held.add(page)
+        return page
+
+    def join(self, key: Key, page: int) -> None:
+        """A lease's page becomes a node's: the node's count replaces the hold."""
+        self.events["tail_filled_by_its_writer"] += page in self.counts
+        self.pages[key] = page
+        self.count(page)
+        self.held.remove(page)
+
+    def let_go(self, page: int) -> None:
+        self.held.remove(page)
+        self.free_unused(page)
+
+    def free_unused(self, page: int) -> None:
+        if page not in self.counts and page not in self.held:
             self.arena.free_page(page)
 
     def prune(self, key: Key) -> None:
@@ -180,13 +203,17 @@ class Store:
 
     def evict(self, checkpoint: Checkpoint) -> None:
         assert not checkpoint.pins
+        self.arena.free_slot(checkpoint.slot)
+        self.remove(checkpoint)
+        self.evicted[checkpoint.kind] += 1
+
+    def remove(self, checkpoint: Checkpoint) -> None:
+        """Takes a checkpoint out of what is known; its slot is the caller's."""
         del self.checkpoints[checkpoint.key]
         self.refile(checkpoint)
-        self.arena.free_slot(checkpoint.slot)
         if checkpoint.tail is not None:
             self.uncount(checkpoint.tail)
         self.prune(checkpoint.key)
-        self.evicted[checkpoint.kind] += 1
 
     def victim(self, slots: int, limit: int) -> Checkpoint | None:
         within = [c for c in self.order.values() if self.rank(c) <= limit]
@@ -206,8 +233,11 @@ class Store:
             self.evict(victim)
         return True
 
-    def would_fit(self, slots: int, pages: int) -> bool:
+    def would_fit(self, slots: int, pages: int, spare: int | None = None) -> bool:
+        """Whether evicting every unpinned checkpoint, and freeing slot `spare`, would make room."""
         trial = copy.deepcopy(self)
+        if spare is not None:
+            trial.arena.free_slot(spare)
         for checkpoint in list(trial.order.values()):
             trial.evict(checkpoint)
         return trial.arena.satisfied(slots, pages)

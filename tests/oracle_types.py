@@ -15,6 +15,12 @@ class Match(NamedTuple):
     diverged: bool
 
 
+class Wanted(NamedTuple):
+    position: int
+    kind: str
+    spare: bool = False  # made only where a slot is free
+
+
 class Step(NamedTuple):
     begin: int
     end: int
@@ -34,14 +40,17 @@ class Plan(NamedTuple):
 @dataclass(eq=False)
 class OpenStep:
     step: Step
-    kind: str | None  # what launch remembered for `end`
+    kind: str | None  # of the boundary that is to stand at `end`
+    spare: bool  # that one only where a slot is free
     inner: list[tuple[int, str, int]]  # (position, kind, slot)
     plan: Plan  # its bookings, unnumbered
     number: int | None = None  # of the plan that carries it
+    gone_on: bool = False  # the next step reads its slot and writes another
 
 
 @dataclass(eq=False)
 class Lease:
+    number: int
     page_size: int
     salt: bytes
     tokens: list[Symbol]
@@ -49,12 +58,14 @@ class Lease:
     start: int
     match: Match
     pages: list[int]
-    own: set[int]  # indices into `pages` that are this lease's, not the tree's
+    own: set[int]  # indices into `pages` that this lease holds: they are no node's
     live_slot: int
     read: Checkpoint | None  # the read pin
-    copy_from: int | None  # page to copy into pages[committed // page_size] at the next launch
+    copy_from: int | None  # page to copy into pages[start // page_size] at the first launch
     branches: bool
-    wanted: list[tuple[int, str]] = field(default_factory=list)
+    ways: int = 0  # how many other tokens followed where the prompt diverged
+    resend: bool = False  # all of the prompt was known
+    wanted: list[Wanted] = field(default_factory=list)
     home: int | None = None
     committed: int = 0
     computed: int = 0
@@ -62,12 +73,27 @@ class Lease:
     anchored: int = 0
     fresh: bool = True
     extra_passes: int = 0
-    open: OpenStep | None = None
+    open: list[OpenStep] = field(default_factory=list)  # the oldest first
+    left_behind: int | None = None  # a slot that turned out to be a duplicate, and that an open step reads
     closed: bool = False
+    will_not_return: bool = False  # closed with keep="nothing"
+    rests_until: int = 0  # when this plan is applied, at the latest
 
     @property
     def capacity(self) -> int:
         return len(self.pages) * self.page_size
+
+    @property
+    def slots(self) -> list[int]:
+        """All that it holds; -1 once its live slot became a checkpoint at close."""
+        left = [self.left_behind] if self.left_behind is not None else []
+        written = [opened.step.write_slot for opened in self.open if opened.gone_on]
+        inner = [slot for opened in self.open for _, _, slot in opened.inner]
+        return [self.live_slot, *left, *written, *inner]
+
+    @property
+    def held(self) -> set[int]:
+        return {self.pages[i] for i in self.own}
 
     def key(self, depth: int) -> Key:
         return self.salt, tuple(self.tokens[:depth])

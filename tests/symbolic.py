@@ -2,9 +2,10 @@
 
 Owns one value per page cell and one per slot. A cell's KV value is the id of the exact (salt, path up to and
 including its position), a slot's value the id of the exact path that its state has read. It executes Plans
-and forwards and knows nothing of how the cache decides: of the oracle it reads only what must hold
-(checkpoints, pages) in `verify`. In the unified arena writing a slot turns the cells of the pages under it
-into STATE bytes, and writing a cell ruins the slot.
+and forwards and knows nothing of how the cache decides: of the store it reads only what must hold
+(checkpoints, pages). `guard` is called before any write of a plan or a forward: I5, nothing that the tree can
+serve is written. In the unified arena writing a slot turns the cells of the pages under it into STATE bytes,
+and writing a cell ruins the slot.
 """
 
 from __future__ import annotations
@@ -49,26 +50,46 @@ class SymbolicMemory:
         pages_per_slab: int,
         unified: bool,
         eager: bool,
+        store: Any,
     ) -> None:
+        self.store = store
         self.page_size, self.per_slab, self.unified, self.eager = page_size, pages_per_slab, unified, eager
         self.cells = np.full((num_pages, page_size), NEVER_WRITTEN, dtype=np.int64)
         self.slots = np.full(num_slots, NEVER_WRITTEN, dtype=np.int64)
         self.paths = Paths()
+        self.served_slots: set[int] = set()
+        self.served_cells: dict[int, int] = {}  # page -> how many of its leading positions the tree serves
         self.events: Counter[str] = Counter()
 
     # ---- writes
 
+    def guard(self) -> None:
+        """Notes what the tree can serve now: between publication and eviction none of it may be written."""
+        checkpoints = self.store.checkpoints
+        self.served_slots = {c.slot for c in checkpoints.values()}
+        self.served_cells = dict.fromkeys(self.store.pages.values(), self.page_size)
+        for (_, path), checkpoint in checkpoints.items():
+            if checkpoint.tail is not None:
+                served = max(len(path) % self.page_size, self.served_cells.get(checkpoint.tail, 0))
+                self.served_cells[checkpoint.tail] = served
+
     def write_slot(self, slot: int, value: int) -> None:
+        assert slot not in self.served_slots, f"I5: slot {slot} is a checkpoint's and is written"
         self.slots[slot] = value
         if self.unified:
             under = slice(slot * self.per_slab, (slot + 1) * self.per_slab)
+            ruined = self.served_cells.keys() & range(under.start, under.stop)
+            assert not ruined, f"I5: slot {slot} is written over the tree's pages {sorted(ruined)}"
             self.events["page_to_slot"] += bool((self.cells[under] >= ZERO).any())
             self.cells[under] = STATE_BYTES
 
     def write_page(self, page: int, cells: Any) -> None:
+        assert page not in self.served_cells, f"I5: page {page} is the tree's and is written"
         if self.unified:
+            slot = page // self.per_slab
+            assert slot not in self.served_slots, f"I5: page {page} is written over checkpoint slot {slot}"
             self.events["slot_to_page"] += bool((self.cells[page] == STATE_BYTES).any())
-            self.slots[page // self.per_slab] = RUINED
+            self.slots[slot] = RUINED
         self.cells[page] = cells
 
     # ---- plans
@@ -76,6 +97,7 @@ class SymbolicMemory:
     def apply(self, plan: Any, rng: random.Random) -> None:
         """Executes a plan in any order, sometimes twice: neither may matter."""
         self.validate(plan)
+        self.guard()
         work = [("page", int(dst), int(src)) for src, dst in plan.copy_pages]
         work += [("page", int(dst), None) for dst in plan.zero_pages]
         if self.eager:
@@ -112,14 +134,22 @@ class SymbolicMemory:
 
     def forward(self, salt: bytes, path: Sequence[Any], step: Any, table: Sequence[int], owned: Any) -> None:
         """What the kernels do for `path[begin:end]`; `owned(space, id)`: is it the lease's alone."""
+        self.guard()
         ids = self.paths.ids(salt, path)
         begin, end, table = int(step.begin), int(step.end), np.asarray(table)
         self.read_state(step, ids[begin])
         self.read_kv(table, ids, begin)
         positions = np.arange(begin, end)
-        for page in {int(p) for p in table[positions // self.page_size]}:
+        for index in range(begin // self.page_size, (end - 1) // self.page_size + 1):
+            page, first = int(table[index]), max(begin - index * self.page_size, 0)
             assert owned("page", page), f"I5: step {step} writes page {page}, which it does not own alone"
+            served = self.served_cells.get(page, 0)
+            assert first >= served, (
+                f"I5: step {step} writes page {page} from {first}, the tree serves {served}"
+            )
         if self.unified:
+            ruined = self.served_slots & {int(p) // self.per_slab for p in table[positions // self.page_size]}
+            assert not ruined, f"I5: step {step} writes KV over checkpoint slots {sorted(ruined)}"
             self.slots[table[positions // self.page_size] // self.per_slab] = RUINED
         self.cells[table[positions // self.page_size], positions % self.page_size] = ids[begin + 1 : end + 1]
         for position, slot in [*step.checkpoints, (end, step.write_slot)]:
@@ -144,9 +174,9 @@ class SymbolicMemory:
 
     # ---- what must hold at all times
 
-    def verify(self, oracle: Any) -> None:
+    def verify(self) -> None:
         """I2, I5, I8, I11: every checkpoint's slot, pages and tail hold exactly its path."""
-        store = oracle.store
+        store = self.store
         for key, checkpoint in store.checkpoints.items():
             ids = self.paths.ids(*key)
             depth = len(key[1])

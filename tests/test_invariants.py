@@ -3,6 +3,7 @@ particular."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -163,7 +164,7 @@ print(driver.cache.digest, sum(v for k, v in driver.cache.stats().items() if "ev
 def test_i7_equal_calls_make_equal_decisions_in_every_process() -> None:
     outputs = set()
     for seed in ("0", "1", "77"):
-        environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": ".", "MALLOC_PERTURB_": seed}
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "MALLOC_PERTURB_": seed}
         outputs.add(
             subprocess.run(
                 [sys.executable, "-c", WALK], env=environment, capture_output=True, text=True, check=True

@@ -16,7 +16,7 @@ from tests.actions import random_walk
 from tests.harness import Config, Flight, Harness
 from tests.oracle import Oracle
 from tests.oracle_store import Arena, Store
-from tests.oracle_types import Lease
+from tests.oracle_types import Lease, OpenStep, Wanted
 
 
 def harness(
@@ -35,14 +35,24 @@ def opened(
     return h.flights[-1]
 
 
-def advance(h: Harness, flight: Flight, n: int, feed: tuple[int, ...] = ()) -> Any:
+def ahead(h: Harness, flight: Flight, n: int, feed: tuple[int, ...] = ()) -> Any:
+    """Launches, plans, applies and runs a step, and leaves it open."""
     h.launch(flight, n, feed)
-    step = flight.oracle.open.step
     h.plan()
     h.apply()
     h.run(flight)
+    h.verify()
+    return flight.oracle.open[-1].step
+
+
+def commit(h: Harness, flight: Flight) -> None:
     h.commit([flight], batch=False)
     h.verify()
+
+
+def advance(h: Harness, flight: Flight, n: int, feed: tuple[int, ...] = ()) -> Any:
+    step = ahead(h, flight, n, feed)
+    commit(h, flight)
     return step
 
 
@@ -142,30 +152,62 @@ def test_content_keys_and_salts_keep_equal_tokens_apart() -> None:
 # ---- one lease
 
 
-def test_a_boundary_inside_a_page_hands_over_slot_and_page() -> None:
+def test_a_boundary_inside_a_page_hands_over_the_slot_and_shares_the_page() -> None:
     h = harness(page_size=4, per_slab=2)
     flight = opened(h, list(range(1, 7)), max_new=4)
-    lease = flight.oracle
+    lease, store = flight.oracle, h.oracle.store
     assert (lease.live_slot, lease.pages, lease.capacity) == (0, [2, 3, 4], 12)
     step = advance(h, flight, 6)
     assert step == (0, 6, -1, 0, [])
-    assert (lease.live_slot, lease.pages, lease.boundary, lease.fresh) == (3, [2, 5, 4], 6, True)
-    assert h.oracle.store.checkpoints[b"", (1, 2, 3, 4, 5, 6)].tail == 3
+    assert (lease.live_slot, lease.pages, lease.boundary, lease.fresh) == (3, [2, 3, 4], 6, True)
+    assert store.checkpoints[b"", (1, 2, 3, 4, 5, 6)].tail == 3 and 3 in store.held and store.counts[3] == 1
     h.launch(flight, 1, (9,))
-    assert lease.open is not None and lease.open.step == (6, 7, 0, 3, [])
+    assert lease.open[0].step == (6, 7, 0, 3, [])
     h.plan()
-    assert h.pending is not None and h.pending[0] == (2, [(0, 3)], [], [(3, 5)], [])
+    assert h.pending[0][0] == (2, [(0, 3)], [], [], []), "the slot is copied, the page is not"
     h.apply()
     h.run(flight)
-    h.commit([flight], batch=False)
+    commit(h, flight)
     assert (lease.boundary, lease.live_slot, lease.fresh) == (6, 3, False)
+    advance(h, flight, 1, (9,))
+    assert store.counts[3] == 2 and 3 not in store.held, "full: the node's, and still the tail's"
     h.close(flight, "all", False)
     h.verify()
-    assert kinds(h) == {6: "prompt_end", 7: "turn_end"}
-    assert h.oracle.store.checkpoints[b"", (1, 2, 3, 4, 5, 6)].superseded
-    assert h.oracle.arena.slots == {0, 3} and h.oracle.arena.pages == {2, 3, 5}, (
+    assert kinds(h) == {6: "prompt_end", 8: "turn_end"}
+    assert store.checkpoints[b"", (1, 2, 3, 4, 5, 6)].superseded
+    assert h.oracle.arena.slots == {0, 3} and h.oracle.arena.pages == {2, 3}, (
         "the page never reached (4) is free"
     )
+
+
+def test_who_resumes_inside_a_page_copies_it_while_its_writer_goes_on() -> None:
+    h = harness(page_size=4, per_slab=2)
+    writer = opened(h, [1, 2, 3, 4, 5, 6], max_new=4)
+    prefill(h, writer)
+    reader = opened(h, [1, 2, 3, 4, 5, 6, 7, 8])
+    assert reader.oracle.start == 6
+    advance(h, writer, 1, (9,))
+    h.launch(reader, 2, ())
+    h.plan()
+    tail, own = writer.oracle.pages[1], reader.oracle.pages[1]
+    assert h.pending[0][0].copy_pages == [(tail, own)] and tail != own
+    h.apply()
+    h.run(reader)
+    commit(h, reader)
+    assert h.oracle.store.held == {tail, *writer.oracle.pages[2:]}, "the reader's page is full and the tree's"
+
+
+def test_a_tail_may_leave_while_its_writer_goes_on_in_the_page() -> None:
+    h = harness(page_size=4, per_slab=2)
+    flight = opened(h, [1, 2, 3, 4, 5, 6], max_new=4)
+    prefill(h, flight)
+    advance(h, flight, 1, (7,))
+    assert h.oracle.clear() == 1 and flight.oracle.pages[1] in h.oracle.store.held
+    h.verify()
+    advance(h, flight, 1, (8,))
+    h.close(flight, "all", False)
+    h.verify()
+    assert kinds(h) == {8: "turn_end"}
 
 
 def test_dirty_pages_are_zeroed_once_and_not_before_the_plan_is_collected() -> None:
@@ -174,21 +216,19 @@ def test_dirty_pages_are_zeroed_once_and_not_before_the_plan_is_collected() -> N
     h.launch(first, 3, ())
     h.close(first, "all", False)
     h.plan()
-    assert h.pending is not None and h.pending[0].zero_pages == [], (
-        "a booking that was not collected is dropped"
-    )
+    assert h.pending[0][0].zero_pages == [], "a booking that was not collected is dropped"
     h.apply()
     second = opened(h, [1, 2, 3])
     h.launch(second, 3, ())
     h.plan()
-    assert h.pending[0].zero_pages == [1, 2] and h.pending[0].zero_slots == [0]
+    assert h.pending[0][0].zero_pages == [1, 2] and h.pending[0][0].zero_slots == [0]
     h.apply()
     h.run(second)
     h.close(second, "all", True)
     third = opened(h, [1, 2, 3])
     h.launch(third, 3, ())
     h.plan()
-    assert h.pending[0].zero_pages == [], "clean pages of the same role are not scrubbed again"
+    assert h.pending[0][0].zero_pages == [], "clean pages of the same role are not scrubbed again"
 
 
 def test_a_lease_closed_under_a_collected_plan_rests_until_it_is_applied() -> None:
@@ -224,24 +264,163 @@ def test_a_fork_publishes_where_its_parent_stands_and_both_go_on() -> None:
     assert len(h.oracle.store.checkpoints) == 3, "a fresh parent publishes nothing"
 
 
-def test_a_pending_copy_of_the_partial_page_is_not_mistaken_for_the_page() -> None:
-    """An inner checkpoint takes the partial page; until the next plan the lease's own copy of it is empty."""
+def test_inner_checkpoints_in_the_partial_page_share_it_with_the_lease() -> None:
     for use in ("close", "fork"):
         h = harness(page_size=8, inner_checkpoints=True)
         flight = opened(h, list(range(1, 41)), breakpoints=(10,))
         assert [p for p, _ in advance(h, flight, 12).checkpoints] == [10]
         inner = h.oracle.store.checkpoints[b"", tuple(range(1, 11))]
-        tail = inner.tail
-        assert not flight.oracle.fresh and flight.oracle.copy_from == tail and inner.pins == 1, (
-            "it may not leave yet"
-        )
+        page = flight.oracle.pages[1]
+        assert inner.tail == page and inner.pins == 0 and page in h.oracle.store.held
         if use == "close":
             h.close(flight, "all", False)
         else:
             h.fork(flight)
             advance(h, h.flights[-1], 1)
+            advance(h, flight, 28)
         h.verify()
-        assert h.oracle.store.checkpoints[b"", tuple(range(1, 13))].tail == tail
+        assert h.oracle.store.checkpoints[b"", tuple(range(1, 13))].tail == page
+
+
+# ---- running ahead
+
+
+def test_a_lease_goes_on_past_a_boundary_that_is_not_committed_yet() -> None:
+    h = harness(page_size=4, per_slab=1, run_ahead=1)
+    flight = opened(h, [1, 2, 3, 4, 5, 6], max_new=4)
+    lease = flight.oracle
+    first = lease.live_slot
+    ahead(h, flight, 6)
+    assert h.oracle.placement.asked["prompt_end"] == 1, "asked at the launch"
+    h.launch(flight, 1, (7,))
+    second = lease.live_slot
+    assert second != first and lease.open[1].step == (6, 7, first, second, []) and lease.open[0].gone_on
+    h.plan()
+    assert h.pending[0][0] == (2, [(first, second)], [], [], [])
+    h.apply()
+    h.run(flight)
+    h.verify()
+    assert not h.oracle.store.checkpoints, "nothing is published before its commit"
+    commit(h, flight)
+    checkpoint = h.oracle.store.checkpoints[b"", (1, 2, 3, 4, 5, 6)]
+    assert (checkpoint.slot, checkpoint.pins, lease.live_slot, lease.fresh) == (first, 1, second, False)
+    ahead(h, flight, 1, (8,))
+    assert lease.open[1].step == (7, 8, second, second, []), "no boundary stands at 7"
+    commit(h, flight)
+    assert checkpoint.pins == 0 and lease.committed == 7
+    commit(h, flight)
+    h.close(flight, "all", False)
+    h.verify()
+    assert kinds(h) == {6: "prompt_end", 8: "turn_end"}
+    assert h.oracle.store.checkpoints[b"", tuple(range(1, 9))].slot == second
+
+
+def test_a_boundary_is_dropped_at_the_launch_ahead_where_there_is_no_slot() -> None:
+    h = harness(page_size=2, per_slab=1, slabs=3, run_ahead=1)
+    flight = opened(h, [1, 2, 3], max_new=1)
+    assert ahead(h, flight, 3) == (0, 3, -1, 0, [])
+    assert flight.oracle.open[0].kind == "prompt_end"
+    assert ahead(h, flight, 1, (4,)) == (3, 4, 0, 0, [])
+    assert flight.oracle.open[0].kind is None and h.oracle.counters["dropped_checkpoints"] == 1
+    commit(h, flight)
+    assert not h.oracle.store.checkpoints
+    commit(h, flight)
+    h.close(flight, "all", False)
+    h.verify()
+    assert kinds(h) == {4: "turn_end"}
+
+
+def test_a_duplicate_that_the_next_step_reads_is_left_behind_until_its_commit() -> None:
+    h = harness(page_size=4, per_slab=1, run_ahead=1)
+    one, two = opened(h, [1, 2, 3], max_new=4), opened(h, [1, 2, 3], max_new=4)
+    for flight in (one, two):
+        ahead(h, flight, 3)
+    slot = two.oracle.live_slot
+    ahead(h, two, 1, (4,))
+    commit(h, one)
+    commit(h, two)
+    assert two.oracle.left_behind == slot and slot in h.oracle.arena.slots
+    assert h.oracle.store.checkpoints[b"", (1, 2, 3)].slot != slot
+    commit(h, two)
+    assert two.oracle.left_behind is None and slot not in h.oracle.arena.slots
+    assert two.oracle.boundary == 0 and two.oracle.committed == 4
+
+
+def test_sparse_chunk_ends_count_from_the_boundary_that_is_still_open() -> None:
+    for run_ahead, wait in ((1, False), (1, True), (0, True)):
+        h = harness(page_size=4, slabs=200, interior_spacing=8, run_ahead=run_ahead)
+        flight = opened(h, list(range(1, 101)))
+        for _ in range(10):
+            ahead(h, flight, 4)
+            if wait or len(flight.steps) > 1:
+                commit(h, flight)
+        if not wait:
+            commit(h, flight)
+        assert depths(h) == [8, 16, 32]
+
+
+def rest(h: Harness) -> Flight:
+    """A request that was closed with its step on the device, beside one that goes on."""
+    other, flight = opened(h, [5, 6]), opened(h, [1, 2, 3])
+    h.launch_batch([other, flight], [2, 3], [])
+    h.plan()
+    h.close(flight, "all", False)
+    h.verify()
+    assert h.oracle.resting == [flight.oracle]
+    h.apply()
+    h.verify()
+    return other
+
+
+def test_without_run_ahead_a_rest_ends_when_its_plan_is_applied() -> None:
+    h = harness(page_size=2, per_slab=1)
+    rest(h)
+    assert not h.oracle.resting and h.oracle.events["rest_ended_by_plan"] == 1
+
+
+def test_with_run_ahead_a_rest_ends_one_plan_later() -> None:
+    h = harness(page_size=2, per_slab=1, run_ahead=1)
+    other = rest(h)
+    assert len(h.oracle.resting) == 1
+    h.launch(other, 1, (7,))
+    h.plan()
+    h.verify()
+    assert len(h.oracle.resting) == 1
+    h.apply()
+    h.verify()
+    assert not h.oracle.resting and h.oracle.events["rest_ended_by_plan"] == 1
+
+
+def test_a_rest_ends_when_nothing_is_in_flight() -> None:
+    h = harness(page_size=2, per_slab=1, run_ahead=1)
+    other = rest(h)
+    h.run(other)
+    assert len(h.oracle.resting) == 1, "the other's step is open"
+    commit(h, other)
+    assert not h.oracle.resting and h.oracle.events["rest_ended_idle"] == 1
+    other = rest(h)
+    h.close(other, "all", False)
+    assert not h.oracle.resting, "a closed lease's step is none"
+
+
+def test_a_close_with_two_open_steps_drops_what_no_plan_collected_and_rests_whole() -> None:
+    h = harness(page_size=2, per_slab=1, run_ahead=1)
+    flight = opened(h, [1, 2, 3])
+    h.launch(flight, 3, ())
+    h.plan()
+    h.launch(flight, 2, (4, 5))
+    assert flight.oracle.open[0].gone_on
+    slots, pages = set(flight.oracle.slots), set(flight.oracle.pages)
+    h.close(flight, "all", False)
+    h.verify()
+    assert h.oracle.arena.slots == slots and h.oracle.arena.pages == pages and len(slots) == 2
+    h.plan()
+    assert h.pending[1][0] == (2, [], [], [], [])
+    h.apply()
+    assert h.oracle.resting
+    h.apply()
+    h.verify()
+    assert not h.oracle.arena.slots and not h.oracle.arena.pages
 
 
 # ---- placement
@@ -251,13 +430,15 @@ def test_a_fork_is_wanted_on_first_sight_and_serves_the_third_sharer() -> None:
     h = harness(page_size=4, pass_cost=2)
     conversation(h, [1, 2, 3, 4, 5, 6])
     flight = opened(h, [1, 2, 3, 4, 9, 9])
-    assert flight.oracle.wanted == [(4, "fork")]
+    assert flight.oracle.wanted == [Wanted(4, "fork")]
     assert advance(h, flight, 6)[:2] == (0, 4) and flight.oracle.extra_passes == 1
     assert kinds(h)[4] == "fork"
     assert h.oracle.match([1, 2, 3, 4, 7, 7]).length == 4
     dear = harness(page_size=4, pass_cost=5)
     conversation(dear, [1, 2, 3, 4, 5, 6])
     assert opened(dear, [1, 2, 3, 4, 9, 9]).oracle.wanted == []
+    conversation(dear, [1, 2, 3, 4, 7, 7])
+    assert opened(dear, [1, 2, 3, 4, 8, 8]).oracle.wanted == [Wanted(4, "fork")], "two have left there"
 
 
 def test_the_first_prompt_is_cut_before_its_end_and_the_next_turn_is_not() -> None:
@@ -284,7 +465,8 @@ def test_alignment_moves_a_paid_cut_down_and_drops_what_falls_on_begin() -> None
 def test_inner_checkpoints_do_not_shorten_the_step() -> None:
     h = harness(page_size=4, per_slab=1, inner_checkpoints=True, interior_spacing=2)
     flight = opened(h, list(range(1, 14)))
-    assert flight.oracle.wanted == [(2, "interior"), (4, "interior"), (5, "cut"), (8, "interior")]
+    kinds_wanted = [(w.position, w.kind) for w in flight.oracle.wanted]
+    assert kinds_wanted == [(2, "interior"), (4, "interior"), (5, "cut"), (8, "interior")]
     step = advance(h, flight, 13)
     assert step[:2] == (0, 13) and [p for p, _ in step.checkpoints] == [2, 4, 5, 8]
     assert depths(h) == [2, 4, 5, 8, 13]
@@ -296,15 +478,30 @@ def test_inner_checkpoints_do_not_shorten_the_step() -> None:
     ] == [True, True, True, True, False]
 
 
-def test_a_kind_that_nobody_uses_is_soon_made_only_every_sixteenth_time() -> None:
+def test_a_kind_that_nobody_uses_is_soon_spare_but_for_every_sixteenth_time() -> None:
     h = harness(page_size=4, slabs=200)
-    prompt_ends = []
+    eager = []
     for i in range(50):
         flight = opened(h, [100 + i, 1, 2])
-        prefill(h, flight)
-        prompt_ends.append(flight.oracle.boundary == 3)
+        h.launch(flight, 3, [])
+        eager.append(not flight.oracle.open[-1].spare)
+        h.plan()
+        h.apply()
+        h.run(flight)
+        h.commit([flight], batch=False)
+        assert flight.oracle.boundary == 3, "there is room"
         h.close(flight, "all", False)
-    assert [i + 1 for i, made in enumerate(prompt_ends) if made] == [*range(1, 17), 32, 48]
+    assert [i + 1 for i, each in enumerate(eager) if each] == [*range(1, 17), 32, 48]
+
+
+def test_a_resend_is_cut_whatever_was_learned() -> None:
+    h = harness(page_size=4, pass_cost=4, slabs=200)
+    for i in range(40):
+        conversation(h, [100 + i, *range(1, 20)])
+    path = [9, *range(1, 20)]
+    conversation(h, path)
+    again = opened(h, path)
+    assert again.oracle.resend and advance(h, again, 20)[:2] == (0, 12)
 
 
 # ---- admission and eviction
@@ -338,8 +535,20 @@ def test_alone_a_request_gives_up_its_own_hit_rather_than_wait_for_ever() -> Non
     h = harness(page_size=2, per_slab=1, slabs=5)
     conversation(h, [1, 2])
     flight = opened(h, [1, 2, 3, 4, 5, 6, 7])
-    assert flight.oracle.start == 0 and flight.oracle.match.length == 0 and flight.oracle.match.kv_length == 2
+    assert flight.oracle.start == 0 and flight.oracle.match == (0, 2, "no_room", False)
     assert not h.oracle.store.checkpoints
+
+
+def test_a_lease_takes_its_boundary_back_when_only_that_makes_room() -> None:
+    h = harness(page_size=2, per_slab=1, slabs=4)
+    flight = opened(h, [1, 2, 3])
+    prefill(h, flight)
+    assert depths(h) == [3] and flight.oracle.live_slot == 3, "two slots and two pages: the arena is full"
+    assert advance(h, flight, 2, (4, 5)) == (3, 5, 0, 0, [])
+    assert not h.oracle.store.checkpoints and h.oracle.arena.slots == {0}
+    assert flight.oracle.boundary == 3 and h.oracle.counters["dropped_checkpoints"] == 1
+    h.close(flight, "all", False)
+    assert kinds(h) == {5: "turn_end"}
 
 
 def test_in_fixed_regions_missing_pages_take_the_lowest_leaf() -> None:
@@ -359,6 +568,38 @@ def test_what_stays_when_nothing_runs_is_capped() -> None:
         conversation(h, [i, 1])
         assert h.oracle.cached_bytes() <= 128
     assert sorted(path for _, path in h.oracle.store.checkpoints) == [(2, 1), (3, 1)]
+
+
+def test_what_a_pin_held_is_capped_when_it_is_released() -> None:
+    h = harness(page_size=2, per_slab=1, max_cached_bytes=2 * 64)
+    conversation(h, [1, 1])
+    h.pin(b"", [1, 1])
+    for each in (2, 3):
+        conversation(h, [each, each])
+    assert sorted(path for _, path in h.oracle.store.checkpoints) == [(1, 1), (3, 3)]
+    h.oracle.max_cached_bytes = 64
+    h.release(0)
+    assert sorted(path for _, path in h.oracle.store.checkpoints) == [(3, 3)]
+
+
+def test_keep_nothing_spares_what_the_lease_only_resumed_from() -> None:
+    h = harness(page_size=2)
+    conversation(h, [1, 2, 3])
+    h.close(opened(h, [1, 2, 3, 4]), "nothing", False)
+    assert [c.superseded for c in h.oracle.store.checkpoints.values()] == [False]
+
+
+def test_keep_nothing_supersedes_at_the_end_of_a_rest() -> None:
+    h = harness(page_size=2)
+    flight = opened(h, [1, 2, 3])
+    prefill(h, flight)
+    checkpoint = h.oracle.store.checkpoints[b"", (1, 2, 3)]
+    h.launch(flight, 1, (4,))
+    h.plan()
+    h.close(flight, "nothing", False)
+    assert not checkpoint.superseded and checkpoint.pins == 1
+    h.apply()
+    assert checkpoint.superseded and checkpoint.pins == 0
 
 
 def test_keep_nothing_supersedes_the_leaf_it_leaves() -> None:
@@ -409,6 +650,21 @@ EVENTS = (
     "too_large",
     "closed_before_copy",
     "forked_before_copy",
+    "closed_in_shared_tail",
+    "forked_in_shared_tail",
+    "tail_filled_by_its_writer",
+    "tail_evicted_while_held",
+    "launched_ahead",
+    "gone_on",
+    "boundary_dropped_ahead",
+    "left_behind",
+    "taken_back",
+    "committed_behind",
+    "two_pending",
+    "rest_ended_by_plan",
+    "rest_ended_idle",
+    "closed_two_open",
+    "ghosts",
 )
 
 
@@ -446,9 +702,9 @@ def match_the_whole_prompt(patch: Any) -> None:
 
 def free_at_once(patch: Any) -> None:
     def faulty(self: Oracle, lease: Lease, *, keep: str = "all", discard: bool = False) -> None:
-        lease.closed, lease.keep = True, keep
+        lease.closed = True
         self.leases.remove(lease)
-        self.booked = [x for x in self.booked if x is not lease.open]
+        self.booked = [x for x in self.booked if x not in lease.open]
         self._let_go(lease)
 
     patch.setattr(Oracle, "close", faulty)
@@ -458,8 +714,7 @@ def keep_bookings_of_the_closed(patch: Any) -> None:
     let_go = Oracle._let_go
 
     def faulty(self: Oracle, lease: Lease) -> None:
-        if lease.open is not None and lease.open.number is None:
-            self.booked.append(lease.open)
+        self.booked += [opened for opened in lease.open if opened.number is None]
         let_go(self, lease)
 
     patch.setattr(Oracle, "_let_go", faulty)
@@ -469,14 +724,56 @@ def no_read_pin(patch: Any) -> None:
     patch.setattr(Store, "pin", lambda self, checkpoint, by: None)
 
 
-def copy_not_yet_made(patch: Any) -> None:
-    give = Oracle._give_partial
+def write_over_the_boundary(patch: Any) -> None:
+    """The next step is launched ahead as if no boundary stood at the end of the one before."""
+    patch.setattr(Oracle, "_go_on", lambda self, lease, before: None)
 
-    def faulty(self: Oracle, lease: Lease) -> int | None:
+
+def go_on_without_the_state(patch: Any) -> None:
+    """The next step writes another slot, and nothing copies the state there."""
+    go_on = Oracle._go_on
+
+    def faulty(self: Oracle, lease: Lease, before: OpenStep) -> None:
+        go_on(self, lease, before)
+        lease.fresh = False
+
+    patch.setattr(Oracle, "_go_on", faulty)
+
+
+def free_a_duplicate_that_is_read(patch: Any) -> None:
+    to_publish = Oracle._to_publish
+
+    def faulty(self: Oracle, lease: Lease, opened: OpenStep) -> Any:
+        found = to_publish(self, lease, opened)
+        if lease.left_behind is not None:
+            self.arena.free_slot(lease.left_behind)
+            lease.left_behind = None
+        return found
+
+    patch.setattr(Oracle, "_to_publish", faulty)
+
+
+def resume_in_the_shared_page(patch: Any) -> None:
+    """Who resumes inside a page takes no copy of it."""
+    open_lease = Oracle._open
+
+    def faulty(self: Oracle, *arguments: Any) -> Lease:
+        lease = open_lease(self, *arguments)
         lease.copy_from = None
-        return give(self, lease)
+        return lease
 
-    patch.setattr(Oracle, "_give_partial", faulty)
+    patch.setattr(Oracle, "_open", faulty)
+
+
+def zero_the_shared_page(patch: Any) -> None:
+    """A tail that its writer still holds counts as a page that was never written."""
+    count = Store.count
+
+    def faulty(self: Store, page: int) -> None:
+        count(self, page)
+        self.arena.dirty |= {page} & self.held
+
+    patch.setattr(Store, "count", faulty)
 
 
 def salts_are_one(patch: Any) -> None:
@@ -498,7 +795,11 @@ def walk_until_seen(seeds: int) -> None:
         free_at_once,
         keep_bookings_of_the_closed,
         no_read_pin,
-        copy_not_yet_made,
+        write_over_the_boundary,
+        go_on_without_the_state,
+        free_a_duplicate_that_is_read,
+        resume_in_the_shared_page,
+        zero_the_shared_page,
         salts_are_one,
     ],
 )

@@ -21,7 +21,7 @@ LAYOUT = SimpleNamespace(page_size=4, page_bytes=64, slot_bytes=192)
 
 
 class Rank:
-    """A seeded engine: prompts that share prefixes, decode, forks, cancels, on an arena that is always full."""
+    """A seeded engine: prompts that share prefixes, decode, forks, cancels, on a full arena."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)

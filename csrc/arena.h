@@ -1,10 +1,9 @@
 // The arena: which pages and slots are taken, and which slab plays which role. It knows bytes and ids, no tokens.
 //
-//   unified   | slab 0        | slab 1        | slab 2        |      a slab is free, one slot, or pages_per_slab pages;
-//             | p0 p1 p2 p3   | slot 1        | p8 p9 ..      |      slot s is slab s, page p lies in slab p /
-//             pages_per_slab
+//   unified   | slab 0      | slab 1      | slab 2      |   a slab is free, one slot, or pages_per_slab pages;
+//             | p0 p1 p2 p3 | slot 1      | p8 p9       |   slot s is slab s, page p lies in p / pages_per_slab
 //
-//   fixed     | p0 p1 p2 p3 p4 p5 ...  | slot 0 | slot 1 | ...       two regions, roles never change, the same packing
+//   fixed     | p0 p1 p2 p3 p4 p5 | slot 0 | slot 1 |       two regions, roles never change, the same packing
 //
 // Every choice takes the lowest id among equals, so equal calls give equal ids (I7). A page is dirty until it has been
 // zeroed or wholly overwritten; a slab that was a slot gives dirty pages, so that state bytes are never read as KV.

@@ -1,8 +1,7 @@
-// The cache: the only door to the core. It owns the arena, the tree and the leases, and carries out the life of a
-// request:
+// The cache: the only door to the core. It owns the arena, the tree and the leases, and carries out a request's life:
 //
-//   reserve -> [ launch -> collect -> applied -> commit ]* -> close           0 <= start <= committed <= computed <=
-//   capacity
+//   reserve -> [ launch -> collect -> applied -> commit ]* -> close
+//   0 <= start <= committed <= computed <= capacity
 //
 // Every call first checks its arguments, then takes what can run out, then changes, then publishes. "No room" is a
 // value without side effects; std::invalid_argument and StateError are the caller's mistakes, raised before anything

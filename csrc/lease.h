@@ -4,8 +4,7 @@
 //   page table   [ tree's | tree's | own duplicate | tree's | own, partly filled ]
 //   tokens       0 ....... start ............... committed ....... computed ....... capacity
 //
-// The tree's pages lie on the path to `anchor`, which is pinned. The partly filled page may be the tree's too, as a
-// tail.
+// The tree's pages lie on the path to `anchor`, which is pinned. The partly filled page may be a tail of the tree, too.
 #pragma once
 
 #include <deque>

@@ -1,18 +1,17 @@
 // The tree: what is known, per salt. It owns the edges, the pages of committed tokens and the checkpoints; it decides
 // nothing.
 //
-//   tokens [0, 5)      node: pages whose last token lies on its edge,        split at 3:    [0, 3)        merge undoes
-//   it when
-//        |                   at most one checkpoint, exactly at its end                       |           the upper
-//        node has one
-//   [5, 9) [5, 7)*                                                             -->        [3, 5)          child and
-//   neither
-//                      * = checkpoint {slot, tail page, kind}                              |    |         checkpoint
-//                      nor pin
+//     root                     A node owns, as members that die with it: its edge of tokens,
+//      |                       the pages whose last token lies on that edge, and at most one
+//     [0, 5) *                 checkpoint (*: slot, tail page, kind), at exactly its end.
+//      |       |
+//     [5, 9)  [5, 7) *         split [5, 9) at 7:    [5, 9)  ->  [5, 7)
+//              |                                                  |
+//             [7, 64) *                                          [7, 9)  keeps its identity
 //
 // The shape is a function of the content: a node other than a root exists if and only if it has a checkpoint, a pin, or
-// at least two children. settle() restores that after a pin or a checkpoint has gone: it prunes and merges, and KV
-// without a support leaves with it.
+// at least two children. settle() restores that after a pin or a checkpoint has gone: it prunes what is childless and
+// merges what has one child, and KV without a support leaves with it.
 #pragma once
 
 #include <map>

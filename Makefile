@@ -3,13 +3,14 @@
 # make lint    ruff, mypy --strict, clang-format
 # make stress    a million random actions of the core beside the oracle (ACTIONS=n)
 # make ranks     eight processes that make the same million calls reach the same digest (CALLS=n)
+# make mutants   deliberate bugs, each of which the tests must catch (SAMPLE=n for some of them)
 # make sanitize  the tests of the core under AddressSanitizer and UndefinedBehaviorSanitizer
 # Everything lives in .venv; nothing is installed elsewhere. PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: demo test lint stress ranks sanitize format clean
+.PHONY: demo test lint stress ranks mutants sanitize format clean
 .DELETE_ON_ERROR:
 
 # torch is pinned to the version whose CPU wheel installs fast; it goes first, so that nothing else asks for another.
@@ -38,6 +39,9 @@ stress: .venv/built
 
 ranks: .venv/built
 	$(BIN)/python -m tests.ranks --calls $(CALLS)
+
+mutants: .venv/built
+	$(BIN)/python -m tests.mutants $(if $(SAMPLE),--sample $(SAMPLE))
 
 sanitize: .venv/installed
 	tools/sanitize.sh $(BIN)/python

@@ -1,0 +1,213 @@
+"""The mutants of what is kept and what leaves: arena, tree, eviction, admission. Data only, in the form of
+mutants_list.py.
+"""
+
+from __future__ import annotations
+
+ARENA = r"""
+highest_free_slot: I7 pointer-order
+- const SlotId slot = *from.begin();
+-   from.erase(from.begin());
++ const SlotId slot = *from.rbegin();
++   from.erase(slot);
+emptiest_slab_first: I7
+- return partial_.begin()->second;
++ return partial_.rbegin()->second;
+home_forgotten: I7
+- if (home != kNone && has_free_page(home)) return home;
+highest_free_slab_for_pages: I7 pointer-order
+- return *free_slabs_.begin();
++ return *free_slabs_.rbegin();
+slab_of_a_slot_stays_clean: not-zeroed
+- std::fill(dirty_.begin() + first, dirty_.begin() + first + pages_per_slab_, true);
++ static_cast<void>(first);
+pages_clean_at_first: not-zeroed
+- dirty_.assign(pages, true);
++ dirty_.assign(pages, false);
+counted_page_freed: I1 I5 late-write
+- if (page_held_[page] || page_counts_[page] > 0) return;
++ if (page_held_[page]) return;
+held_page_freed: I1 I5 tail-evicted
+- if (page_held_[page] || page_counts_[page] > 0) return;
++ if (page_counts_[page] > 0) return;
+page_freed_with_its_first_tail: I5 tail-evicted
+- if (--page_counts_[page] > 0) return;
++ --page_counts_[page];
+slots_are_no_pages: more-than-owned two-budgets
+- (taken_slots() + slots) * pages_per_slab_
++ taken_slots() * pages_per_slab_
+never_large_enough_unnoticed: I6
+- (num_slots() - slots) * pages_per_slab_ >= pages
++ num_slots() * pages_per_slab_ >= pages
+slots_not_asked_for: more-than-owned
+- return free_slots() >= slots && free_pages(slots) >= pages;
++ return free_pages(slots) >= pages;
+page_not_in_the_digest: I7
+- digest_.mix(kTakePage, page);
+"""
+
+TREE = r"""
+a_quarter_compared: I2 key-dropped
+- kStride * sizeof(Token)) == 0
++ kStride) == 0
+a_quarter_compared_in_find: I2 other-depth
+- from->edge.size() * sizeof(Token)) != 0
++ from->edge.size()) != 0
+find_does_not_compare: I2 other-depth
+- if (std::memcmp(from->edge.data(), tokens.data(), from->edge.size() * sizeof(Token)) != 0) return nullptr;
+content_released_too_early: I8 key-dropped
+- if (leaf->has_content) contents_.acquire(edge);
+content_never_released: I8 leftovers
+- if (token >= 0 || --entries_[slot(token)].users > 0) continue;
++ continue;
+content_of_the_token_only: I8 key-dropped
+- ids_.try_emplace({token, content}, kUnknown)
++ ids_.try_emplace({token, {}}, kUnknown)
+content_lost_at_a_merge: I8
+- child->has_content |= node->has_content;
+content_lost_at_a_split: I8
+- upper->has_content = node->has_content;
+walk_ignores_the_limit: I3 longer-index
+- if (node->checkpoint && node->depth <= limit)
++ if (node->checkpoint)
+walk_stops_below_the_limit: identical-prompt
+- node->depth <= limit
++ node->depth < limit
+walk_into_children: I2 into-children
+- walk.ways = walk.matched < length ? 1 : 0;
+-       break;
++ walk.ways = walk.matched < length ? 1 : 0;
+diverged_at_the_end: I12
+- walk.ways = walk.matched < length ? 1 : 0;
++ walk.ways = 1;
+first_checkpoint_wins: longer-index deep-fork
+- if (node->checkpoint && node->depth <= limit) walk
++ if (node->checkpoint && node->depth <= limit && walk.resume == nullptr) walk
+page_of_the_next_node: I11 tail-evicted
+- while (node->begin() / page_size_ > number) node
++ while (node->begin() / page_size_ >= number + 1 && node->begin() % page_size_ == 0) node
+page_counted_by_nobody: I1 I5
+- arena_.count_page(from.table[page]);
+-     arena_.release_page
++ arena_.release_page
+joined_page_still_owned: I1 duplicates-freed
+- from.owned[page] = false;
+joined_page_still_held: I1
+- arena_.release_page(from.table[page]);
+split_lifts_the_state: I2 other-depth
+-   node->parent = upper;
++   node->parent = upper;
++   upper->checkpoint = std::exchange(node->checkpoint, std::nullopt);
+split_by_rounded_pages: I11
+- at / page_size_ - node->begin() / page_size_
++ (at - node->begin()) / page_size_
+split_keeps_pages_below: I1
+- node->pages.erase(node->pages.begin(), node->pages.begin() + pages);
+merge_loses_pages: I1 I11
+- node->pages.insert(node->pages.end(), child->pages.begin(), child->pages.end());
+prune_ignores_pins: I1 leftovers
+- if (node->checkpoint || node->pins > 0 || node
++ if (node->checkpoint || node
+nothing_pruned: leftovers
+- if (--node->pins == 0) settle(node);
++ --node->pins;
+pruned_pages_stay_counted: I1 leftovers
+- for (const PageId page : node->pages) arena_.uncount_page(page);
+root_stays: leftovers
+- if (node->children.empty() && node->pins == 0) remove_root(node);
+new_leaf_not_told: dangling-order
+- if (parent->children.empty()) leaf_changed(parent);
+new_child_not_told: dangling-order two-budgets
+- if (parent->children.size() == 1) leaf_changed(parent);
+order_keeps_what_left: dangling-order
+-   watcher_->leaving(*node);
+order_by_address: I7 pointer-order
+-   node->checkpoint->tick = ++tick_;
+-   checkpoints_.add();
++   node->checkpoint->tick = reinterpret_cast<std::uintptr_t>(node) ^ ++tick_;
++   checkpoints_.add();
+tail_not_counted: I1 tail-evicted
+-   arena_.count_page(page);
+evicted_tail_stays_counted: I1 tail-evicted leftovers
+- if (tail != kNone) arena_.uncount_page(tail);
+hit_touches_the_path: whole-path
+-   node->checkpoint->tick = ++tick_;
+-   node->checkpoint->superseded = false;
++   for (Node* up = node->parent; up != nullptr; up = up->parent) {
++     if (!up->checkpoint) continue;
++     up->checkpoint->tick = ++tick_;
++     watcher_->changed(*up);
++   }
++   node->checkpoint->tick = ++tick_;
++   node->checkpoint->superseded = false;
+hit_stays_superseded: wrong-victim
+-   node->checkpoint->superseded = false;
+hit_does_not_renew: wrong-victim
+-   node->checkpoint->tick = ++tick_;
+-   node->checkpoint->superseded
++   node->checkpoint->superseded
+"""
+
+EVICTION = r"""
+pinned_can_leave: I5
+- if (checkpoint.pins > 0) return;
+newest_leaves: wrong-victim
+- order->begin()->first.first <= max_rank) return order->begin()->second;
++ order->begin()->first.first <= max_rank) return order->rbegin()->second;
+rank_limit_ignored: wrong-victim
+- if (!order->empty() && order->begin()->first.first <= max_rank)
++ if (!order->empty())
+every_node_a_leaf: two-budgets dangling-order
+- if (node.children.empty()) leaves_
++ leaves_
+old_place_kept: dangling-order
+-   order_.erase(place);
+"""
+
+EVICTION_H = r"""
+superseded_stay_longest: wrong-victim
+- checkpoint.superseded ? 0 : 1
++ checkpoint.superseded ? 1 : 0
+lru_ranks: wrong-victim
+- policy_ == Policy::standard && checkpoint.superseded
++ checkpoint.superseded
+"""
+
+ADMISSION = r"""
+evicts_before_it_knows: I6
+- return feasible(need, held) && evict_until
++ return evict_until
+optional_evicts_anything: wrong-victim
+- spare ? kNone : rank_limit(kind));
++ spare ? kNone : Eviction::kAnyRank);
+breakpoint_evicts_nothing_of_worth: first-branch optional-fails
+- spare ? kNone : rank_limit(kind));
++ spare ? kNone : 0);
+spare_evicts: learned
+- spare ? kNone : rank_limit(kind));
++ rank_limit(kind));
+passes_paid_in_vain: learned
+- return arena_.satisfies(1, 0) || eviction_.lowest(rank_limit(kind), false) != nullptr;
++ return true;
+states_leave_for_pages: two-budgets
+- arena_.fixed() && arena_.free_slots() >= need.slots;
++ false;
+slots_not_feasible_unnoticed: I6 two-budgets
+- if (arena_.fixed() && arena_.free_slots() + unpinned < need.slots) return false;
+held_is_room: I6
+- each_pinned_page_(mark, held);
++ each_pinned_page_(mark, nullptr);
+pages_pinned_twice: two-budgets
+- if (pinned[page]) return;
+shared_slab_is_no_room: two-budgets
+- (free_slabs + page_slabs) * arena_.pages_per_slab() - pages
++ free_slabs * arena_.pages_per_slab()
+"""
+
+FILES = {
+    "csrc/arena.cpp": ARENA,
+    "csrc/tree.cpp": TREE,
+    "csrc/eviction.cpp": EVICTION,
+    "csrc/eviction.h": EVICTION_H,
+    "csrc/admission.cpp": ADMISSION,
+}

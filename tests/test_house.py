@@ -87,3 +87,10 @@ def test_words(path: Path) -> None:
 def test_files_are_small() -> None:
     for path in [*(ROOT / "csrc").iterdir(), *(ROOT / "hybridcache").glob("*.py")]:
         assert len(path.read_text().splitlines()) <= 420, f"{path.name} is long"
+
+
+def test_the_table_of_mutants_in_the_docs_is_that_of_the_mutants() -> None:
+    from tests.mutants_list import all_mutants, mistakes, table
+
+    assert not list(mistakes(all_mutants()))  # each applies exactly once
+    assert table(all_mutants()) in (ROOT / "docs" / "invariants.md").read_text()

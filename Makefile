@@ -44,7 +44,7 @@ mutants: .venv/built
 	$(BIN)/python -m tests.mutants $(if $(SAMPLE),--sample $(SAMPLE))
 
 sanitize: .venv/installed
-	tools/sanitize.sh $(BIN)/python
+	tests/sanitize.sh $(BIN)/python
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the core with AddressSanitizer and UndefinedBehaviorSanitizer in build/sanitize, beside copies of the package and the tests, and
-# runs the tests of the core there, then a random walk against the oracle. Usage: tools/sanitize.sh PYTHON [ACTIONS]
+# runs the tests of the core there, then a random walk against the oracle. Usage: tests/sanitize.sh PYTHON [ACTIONS]
 set -euo pipefail
 python=$(realpath -s "${1:-python3}")
 actions=${2:-4000}

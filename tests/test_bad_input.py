@@ -249,6 +249,12 @@ def test_a_mistake_refuses_the_whole_batch(driver: Driver) -> None:
     with pytest.raises(StateError, match="commit: lease 2 has no launched step"):
         cache.commit([a, b], [7])
     assert a.committed == 3
+    before = cache.dump(), cache.digest
+    with pytest.raises(StateError, match="launch: lease 1 has 1 steps that are not committed"):
+        cache.launch([b, a], [1, 1])  # the first of them could be launched
+    with pytest.raises(ValueError, match="counts: 1000000 tokens end at 1000004"):
+        cache.launch([b], [10**6])
+    assert (cache.dump(), cache.digest) == before
     cache.check()
 
 

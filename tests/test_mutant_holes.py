@@ -147,3 +147,17 @@ def test_a_cache_in_which_a_change_broke_off_serves_nothing_any_more() -> None:
     """After an exception in the middle of a change the door could have stayed open."""
     done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True)
     assert done.stdout.split("\n")[:-1] == ["no memory 1", *["InvariantError"] * 3], done.stderr
+
+
+def test_every_question_at_a_reserve_is_counted() -> None:
+    """With inner checkpoints a kind could be given up for ever, since it is asked for at the reserve."""
+    driver = Driver(num_pages=400, num_slots=3, inner_checkpoints=True, interior_spacing=10**6)
+    for seed in range(40):
+        driver.turn(tokens(40, seed), [1])
+        driver.cache.clear()
+    held = [driver.cache.reserve(tokens(4, seed + 500)) for seed in range(2)]
+    assert None not in held and driver.cache.stats()["dropped_checkpoints"] == 0
+    for seed in range(40, 90):
+        driver.turn(tokens(40, seed), [1])
+    # only what is not spare counts as dropped: the questions 48, 64 and 80, of the cut and of the prompt's end
+    assert driver.cache.stats()["dropped_checkpoints"] == 6

@@ -85,6 +85,7 @@ class Tokens {
     try {
       return tensor.attr("numpy")();
     } catch (py::error_already_set& error) {
+      if (!error.matches(PyExc_Exception)) throw;
       refuse_type("a tensor that is not plain CPU memory (" + std::string(py::str(error.value())) + ")");
     }
   }
@@ -359,6 +360,9 @@ class Core {
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
+  // The first array of a process imports numpy, which may be interrupted: not in the middle of a change.
+  py::array_t<std::int32_t>(0);
+
   module.doc() = "The logical half of hybridcache. Use hybridcache.HybridCache.";
   py::register_exception<StateError>(module, "StateError", PyExc_RuntimeError);
   py::register_exception<ConcurrencyError>(module, "ConcurrencyError", PyExc_RuntimeError);

@@ -49,7 +49,8 @@ struct Lease {
 
   std::deque<OpenStep> steps;  // launched and not committed, oldest first
   std::int64_t extra_passes = 0;
-  bool retires = false;      // closed with keep="nothing": the checkpoint that it leaves will not be asked for
+  std::uint64_t made = 0;    // tick of the checkpoint that it left at course.boundary, 0 if it left none
+  bool retires = false;      // closed with keep="nothing": that checkpoint will not be asked for
   std::int64_t resting = 0;  // closed, but a step that the plan of this number carried may still run; 0: not closed
 
   Position capacity(Position page_size) const { return static_cast<Position>(pages.size()) * page_size; }

@@ -17,8 +17,8 @@ struct Wanted {
   bool spare = false;  // made only where a slot is free: its kind has not shown its use lately
 };
 
-// Whether a slot can be had now, for a boundary that may replace any checkpoint, and for one that may replace a
-// superseded one only. A pass is not paid for a state that could not be kept.
+// Whether a slot could be had as things stand, for a boundary that may replace any checkpoint, and for one that may
+// replace a superseded one only. No pass is paid for a state that there is no room to keep.
 struct Room {
   bool for_asked = true;
   bool for_others = true;

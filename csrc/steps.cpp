@@ -309,6 +309,7 @@ Node* Cache::attach(Lease& lease, Node* node, const Checkpoint& checkpoint) {
   const bool serves_it = last != nullptr && last->checkpoint && last->checkpoint->kind != Kind::breakpoint;
   if (serves_it && last->children.size() == 1) tree_.supersede(last);
   lease.course.boundary = node->depth;
+  lease.made = node->checkpoint->tick;
   return node;
 }
 
@@ -325,7 +326,7 @@ void Cache::close(LeaseId id, Keep keep, bool discard) {
     const Kind at_prompt = lease.committed == length ? Kind::prompt_end : Kind::chunk_end;
     publish(lease, {{}, lease.committed > length ? Kind::turn_end : at_prompt, lease.live});
   }
-  lease.retires = keep == Keep::nothing && lease.course.boundary > lease.course.start;
+  lease.retires = keep == Keep::nothing;
   counters_.closes.add();
   digest_.mix(kClose, static_cast<std::uint64_t>(id) << 3 ^ static_cast<std::uint64_t>(keep) << 1 ^ discard);
   counters_.open_leases.add(-1);
@@ -382,8 +383,8 @@ void Cache::let_go(Lease& lease) {
     if (lease.owned[i]) arena_.release_page(lease.pages[i]);
   }
   Node* last = Tree::ancestor_at(lease.anchor, lease.course.boundary);
-  const bool retire =
-      lease.retires && last != nullptr && last->checkpoint && last->checkpoint->kind != Kind::breakpoint;
+  const bool its_own = last != nullptr && last->checkpoint && last->checkpoint->tick == lease.made;
+  const bool retire = lease.retires && its_own && last->checkpoint->kind != Kind::breakpoint;
   tree_.unpin(lease.anchor);
   if (retire && last->children.empty()) tree_.supersede(last);
   if (lease.has_content) contents_.release(lease.tokens);

@@ -156,7 +156,7 @@ class Request:
         """
         engine = self._engine
         engine.apply_plan()
-        pages = self._lease.pages  # anew at every step: a commit may have replaced the last entry
+        pages = self._lease.pages  # anew at every step: a launch may have appended
         cache = self._cache
         if cache is None or engine.rebuild_every_step:
             slot = step.write_slot if engine.copies == "eager" else step.read_slot

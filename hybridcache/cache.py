@@ -16,6 +16,7 @@ time may call a cache; `stats()` may be read from any.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal, Protocol
 
 from hybridcache import _core
@@ -30,7 +31,7 @@ from hybridcache._arguments import (
     check_salt,
     size_arena,
 )
-from hybridcache.errors import StateError
+from hybridcache.errors import InvariantError, StateError
 from hybridcache.values import Int32, Match, Plan, Step, Steps
 
 Tokens = Any  # a C-contiguous int32 or int64 buffer, or a list of ints
@@ -123,7 +124,7 @@ class Lease:
 
     @property
     def match(self) -> Match:
-        """What `reserve` found, with `start` as its length."""
+        """What `reserve` found, with `start` as its length; a fork's is its parent's."""
         return Match(*self._core.lease(self._id)[8])  # type: ignore[arg-type]
 
     @property
@@ -174,8 +175,12 @@ class Lease:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Closes if still open; publishes nothing if an exception passes."""
-        if not self.closed:
-            self.close(discard=error is not None)
+        if error is None and not self.closed:
+            self.close()
+        elif error is not None:
+            with suppress(InvariantError):  # a cache that broke off must not hide why
+                if not self.closed:
+                    self.close(discard=True)
 
 
 class Pin:

@@ -343,8 +343,8 @@ keep_prompt_is_all: cap
 keep_nothing_stays_worthy: cap
 - if (retire && last->children.empty()) tree_.supersede(last);
 retires_what_it_resumed_from: wrong-victim
-- keep == Keep::nothing && lease.course.boundary > lease.course.start
-+ keep == Keep::nothing
+- && last->checkpoint->tick == lease.made;
++ ;
 no_rest: I10 late-write
 - if (plan != 0) {
 + if (false) {

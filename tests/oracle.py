@@ -376,7 +376,7 @@ class Oracle:
         previous = self.store.checkpoints.get(lease.key(lease.boundary)) if lease.boundary else None
         if previous and previous.kind != BREAKPOINT and self.store.children(previous.key) == 1:
             self._supersede(previous)
-        lease.boundary = depth
+        lease.boundary, lease.made = depth, self.tick
         return checkpoint
 
     def _supersede(self, checkpoint: Checkpoint) -> None:
@@ -444,7 +444,7 @@ class Oracle:
             if slot >= 0:
                 self.arena.free_slot(slot)
         last = self.store.checkpoints.get(lease.key(lease.boundary))
-        made = lease.boundary > lease.start and last is not None and last.kind != BREAKPOINT
+        made = last is not None and last.tick == lease.made and last.kind != BREAKPOINT
         if lease.will_not_return and made and not self.store.children(last.key):
             self._supersede(last)
 

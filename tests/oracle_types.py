@@ -76,6 +76,7 @@ class Lease:
     open: list[OpenStep] = field(default_factory=list)  # the oldest first
     left_behind: int | None = None  # a slot that turned out to be a duplicate, and that an open step reads
     closed: bool = False
+    made: int = 0  # tick of the checkpoint that it left at its boundary
     will_not_return: bool = False  # closed with keep="nothing"
     rests_until: int = 0  # when this plan is applied, at the latest
 

@@ -159,5 +159,5 @@ def test_every_question_at_a_reserve_is_counted() -> None:
     assert None not in held and driver.cache.stats()["dropped_checkpoints"] == 0
     for seed in range(40, 90):
         driver.turn(tokens(40, seed), [1])
-    # only what is not spare counts as dropped: the questions 48, 64 and 80, of the cut and of the prompt's end
+    # Only what is not spare counts as dropped: questions 48, 64 and 80, of the cut and of the prompt's end.
     assert driver.cache.stats()["dropped_checkpoints"] == 6

@@ -172,3 +172,17 @@ def test_12_sizes_that_overflow() -> None:
 
     with pytest.raises(ValueError, match="expected less than 2"):
         HybridCache(Layout(), num_pages=2, num_slots=1)
+
+
+def test_13_keep_nothing_does_not_demote_what_another_made_at_the_same_place() -> None:
+    """That a checkpoint stood where the lease had left one was taken for proof that it was the same."""
+    driver = Driver()
+    first = driver.cache.reserve(tokens(10))
+    assert first is not None
+    driver.prefill(first)
+    driver.decode(first, [1])
+    driver.cache.clear()
+    driver.turn(tokens(10))
+    first.close(keep="nothing")
+    lines = [line for line in driver.cache.dump().splitlines() if "prompt_end" in line]
+    assert lines and not any("superseded" in line for line in lines)

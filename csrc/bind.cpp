@@ -28,7 +28,8 @@ class Door {
       throw ConcurrencyError("cache: another call is inside, expected one thread at a time");
     if (!lock_.broken) return;
     lock_.busy.clear();
-    throw InvariantError("cache: an earlier call broke off in the middle of a change; close it and make a new one");
+    throw InvariantError(
+        "cache: an earlier call broke off in the middle of a change; expected a new cache in its place");
   }
   ~Door() { lock_.busy.clear(); }
   Door(const Door&) = delete;

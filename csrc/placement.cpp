@@ -102,9 +102,8 @@ std::optional<Kind> Placement::free_boundary(const Course& course, Position last
 }
 
 // Ends the step at the first wanted position inside it whose state could be kept, at the price of one more pass.
-void Placement::shorten(const Course& course, Cut& cut, Position begin, const std::vector<Wanted>& wanted,
+void Placement::shorten(const Course& course, Cut& cut, Position begin, std::vector<Wanted> candidates,
                         const Room& room) const {
-  auto candidates = wanted;
   // A resend is evidence; of a first-time prompt only experience can tell.
   if (cut_before_end(course, begin, cut.end) && (course.resend || ask(Kind::cut, cut))) {
     const Wanted before_end{effective(begin, cut.end, cut.end - kCutGap), Kind::cut};
@@ -113,9 +112,8 @@ void Placement::shorten(const Course& course, Cut& cut, Position begin, const st
       candidates.insert(std::upper_bound(candidates.begin(), candidates.end(), before_end, after), before_end);
   }
   for (const auto& candidate : candidates) {
-    const bool asked = candidate.kind == Kind::breakpoint || candidate.kind == Kind::fork;
     const bool paid = candidate.position < cut.end;
-    if (paid && !(asked ? room.for_asked : room.for_others)) continue;
+    if (paid && !(replaces_any(candidate.kind) ? room.for_any : room.for_superseded)) continue;
     cut.end = candidate.position;
     cut.kind = candidate.kind;
     cut.extra_pass = paid;
@@ -128,7 +126,7 @@ Cut Placement::cut(const Course& course, Position last, Position begin, Position
   cut.end = end;
   auto wanted = inside(course, begin, end);
   if (!options_.inner_checkpoints) {
-    shorten(course, cut, begin, wanted, room);
+    shorten(course, cut, begin, std::move(wanted), room);
   } else {
     if (!wanted.empty() && wanted.back().position == end) {
       cut.kind = wanted.back().kind;

@@ -1,6 +1,6 @@
 // Where checkpoints go: the boundaries that a prefill wants, where a step is cut for them, and which states are worth
-// keeping at its end. It counts how often each kind was reused, and stops making what this traffic never uses. It owns
-// those counters and nothing else.
+// keeping at its end. It counts how often each kind was reused: what this traffic never uses soon costs no pass and
+// evicts nothing. It owns those counters and nothing else.
 #pragma once
 
 #include <optional>
@@ -20,8 +20,8 @@ struct Wanted {
 // Whether a slot could be had as things stand, for a boundary that may replace any checkpoint, and for one that may
 // replace a superseded one only. No pass is paid for a state that there is no room to keep.
 struct Room {
-  bool for_asked = true;
-  bool for_others = true;
+  bool for_any = true;
+  bool for_superseded = true;
 };
 
 // What placement needs to know of a lease.
@@ -67,8 +67,7 @@ class Placement {
   bool enabled(Kind kind);
   Position effective(Position begin, Position end, Position wanted) const;
   std::vector<Wanted> inside(const Course& course, Position begin, Position end) const;
-  void shorten(const Course& course, Cut& cut, Position begin, const std::vector<Wanted>& wanted,
-               const Room& room) const;
+  void shorten(const Course& course, Cut& cut, Position begin, std::vector<Wanted> candidates, const Room& room) const;
   bool cut_before_end(const Course& course, Position begin, Position end) const;
   std::optional<Kind> free_boundary(const Course& course, Position last, Position begin, Position end) const;
   bool ask(Kind kind, Cut& cut) const;

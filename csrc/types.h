@@ -26,6 +26,11 @@ constexpr const char* kKindNames[kKinds] = {"turn_end", "prompt_end", "chunk_end
 constexpr int index(Kind kind) {
   return static_cast<int>(kind);
 }
+// What a caller asked for, or a second prompt has shown to be shared, may replace any checkpoint; the others only a
+// superseded one.
+constexpr bool replaces_any(Kind kind) {
+  return kind == Kind::breakpoint || kind == Kind::fork;
+}
 constexpr const char* name(Kind kind) {
   return kKindNames[index(kind)];
 }

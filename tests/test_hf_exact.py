@@ -35,12 +35,7 @@ TURNS = [13, 29, 1, 41, 18]  # user tokens of each turn: boundaries fall anywher
 WELL_ABOVE = 1e-3  # of the largest |logit|; what is exact is exactly equal, rounding stays below 1e-5
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class MismatchError(AssertionError):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.actions import random_walk
+from tests.actions import WALK_EVENTS, random_walk
 from tests.harness import Config, Flight, Harness
 from tests.oracle import Oracle
 from tests.oracle_store import Arena, Store
@@ -625,48 +625,6 @@ def test_a_pin_holds_its_checkpoint_through_clear() -> None:
 
 # ---- the design, walked at random, and faults that the walk must see
 
-EVENTS = (
-    "hit",
-    "evicted",
-    "no_room",
-    "no_room_at_launch",
-    "no_room_at_fork",
-    "retried",
-    "fork_published",
-    "tails_copied",
-    "slot_to_page",
-    "page_to_slot",
-    "rested",
-    "superseded",
-    "inner",
-    "dropped_checkpoints",
-    "extra_passes",
-    "closed_launched",
-    "closed_collected",
-    "closed_applied",
-    "closed_ran",
-    "cleared",
-    "pinned",
-    "too_large",
-    "closed_before_copy",
-    "forked_before_copy",
-    "closed_in_shared_tail",
-    "forked_in_shared_tail",
-    "tail_filled_by_its_writer",
-    "tail_evicted_while_held",
-    "launched_ahead",
-    "gone_on",
-    "boundary_dropped_ahead",
-    "left_behind",
-    "taken_back",
-    "committed_behind",
-    "two_pending",
-    "rest_ended_by_plan",
-    "rest_ended_idle",
-    "closed_two_open",
-    "ghosts",
-)
-
 
 def test_the_design_alone_never_reads_what_was_not_written() -> None:
     events: Counter[str] = Counter()
@@ -676,7 +634,7 @@ def test_the_design_alone_never_reads_what_was_not_written() -> None:
         events += h.total_events()
         steps += h.steps
     assert steps == 45_000
-    assert not [name for name in EVENTS if events[name] < 5], events
+    assert not [name for name in WALK_EVENTS if events[name] < 5], events
 
 
 def forget_dirty(patch: Any) -> None:

@@ -20,55 +20,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from hybridcache.cache import HybridCache
 from tests import actions
-from tests.actions import WEIGHTS, random_walk
+from tests.actions import WALK_EVENTS, WEIGHTS, random_walk
 from tests.bad_calls import bad_call
 from tests.harness import Config, Harness, draw_config
 
 ACTIONS = {**WEIGHTS, bad_call: 6}
 SEEDS, STEPS = 400, 150
-EVENTS = (
-    "hit",
-    "evicted",
-    "no_room",
-    "no_room_at_launch",
-    "no_room_at_fork",
-    "retried",
-    "fork_published",
-    "tails_copied",
-    "slot_to_page",
-    "page_to_slot",
-    "rested",
-    "superseded",
-    "inner",
-    "dropped_checkpoints",
-    "extra_passes",
-    "spare_dropped",
-    "closed_launched",
-    "closed_collected",
-    "closed_applied",
-    "closed_ran",
-    "cleared",
-    "pinned",
-    "too_large",
-    "closed_before_copy",
-    "forked_before_copy",
-    "closed_in_shared_tail",
-    "forked_in_shared_tail",
-    "tail_filled_by_its_writer",
-    "tail_evicted_while_held",
-    "launched_ahead",
-    "gone_on",
-    "boundary_dropped_ahead",
-    "left_behind",
-    "taken_back",
-    "committed_behind",
-    "two_pending",
-    "rest_ended_by_plan",
-    "rest_ended_idle",
-    "closed_two_open",
-    "ghosts",
-    "bad_calls",
-)
+EVENTS = (*WALK_EVENTS, "bad_calls")
 
 
 def make_core(config: Config) -> HybridCache:

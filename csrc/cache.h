@@ -123,6 +123,7 @@ class Cache {
   std::optional<Step> launch_one(Lease& lease, Position count);
   bool make_room_for_pages(Lease& lease, Position pages);
   SlotId source(Lease& lease);
+  std::optional<SlotId> optional_slot(Kind kind, bool spare);
   void acquire_inner(OpenStep& step, const std::vector<Wanted>& inner);
   void book(Lease& lease, OpenStep& step);
   void commit_one(Lease& lease, std::span<const Token> tokens);

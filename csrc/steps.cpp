@@ -110,24 +110,28 @@ bool Cache::make_room_for_pages(Lease& lease, Position pages) {
 SlotId Cache::source(Lease& lease) {
   if (!lease.steps.empty() && lease.steps.back().kind) {
     OpenStep& last = lease.steps.back();
-    if (admission_.make_room_for(*last.kind, last.spare)) {
+    if (const auto slot = optional_slot(*last.kind, last.spare)) {
       last.gone_on = lease.fresh = true;
-      lease.live = arena_.take_slot();
+      lease.live = *slot;
       return last.write_slot;
     }
     last.kind.reset();
-    counters_.dropped_checkpoints.add(!last.spare);
   }
   if (!lease.fresh) return lease.live;
   return lease.read == nullptr ? kNone : lease.read->checkpoint->slot;
 }
 
+// A slot for a boundary; none where there is no room that it may take.
+std::optional<SlotId> Cache::optional_slot(Kind kind, bool spare) {
+  if (admission_.make_room_for(kind, spare)) return arena_.take_slot();
+  counters_.dropped_checkpoints.add(!spare);
+  return std::nullopt;
+}
+
 void Cache::acquire_inner(OpenStep& step, const std::vector<Wanted>& inner) {
   for (const auto& wanted : inner) {
-    if (admission_.make_room_for(wanted.kind, wanted.spare)) {
-      step.checkpoints.push_back({wanted.position, arena_.take_slot(), wanted.kind});
-    } else {
-      counters_.dropped_checkpoints.add(!wanted.spare);
+    if (const auto slot = optional_slot(wanted.kind, wanted.spare)) {
+      step.checkpoints.push_back({wanted.position, *slot, wanted.kind});
     }
   }
 }
@@ -226,11 +230,10 @@ void Cache::commit_one(Lease& lease, std::span<const Token> tokens) {
   release_read(lease);
   auto publication = to_publish(lease, step);
   if (publication.kind && !publication.gone_on) {
-    if (admission_.make_room_for(*publication.kind, step.spare)) {
-      publication.next = arena_.take_slot();
+    if (const auto slot = optional_slot(*publication.kind, step.spare)) {
+      publication.next = *slot;
     } else {
       publication.kind.reset();
-      counters_.dropped_checkpoints.add(!step.spare);
     }
   }
   publish(lease, publication);

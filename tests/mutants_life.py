@@ -185,8 +185,8 @@ restores_nothing: I2 zero-state
 - return lease.read == nullptr ? kNone : lease.read->checkpoint->slot;
 + return kNone;
 inner_states_in_reverse: I2 state-too-far
-- step.checkpoints.push_back({wanted.position, arena_.take_slot(), wanted.kind});
-+ step.checkpoints.push_back({wanted.position, arena_.take_slot(), wanted.kind});
+- step.checkpoints.push_back({wanted.position, *slot, wanted.kind});
++ step.checkpoints.push_back({wanted.position, *slot, wanted.kind});
 +       if (step.checkpoints.size() == 2) std::swap(step.checkpoints[0].slot, step.checkpoints[1].slot);
 tail_copied_at_every_step: I5
 - step.tail = std::exchange(lease.due_tail, {kNone, kNone});
@@ -250,12 +250,12 @@ left_behind_freed_at_once: I10 late-write
 left_behind_forgotten: I1 leftovers
 - if (step.gone_on) lease.left_behind = step.write_slot;
 checkpoint_is_no_option: optional-fails
-- publication.kind.reset();
--       counters_.dropped_checkpoints.add(!step.spare);
+- counters_.dropped_checkpoints.add(!spare);
+-   return std::nullopt;
 + throw InvariantError("no slot for a checkpoint");
 published_from_a_new_slot: live-published not-written I2
-- publication.next = arena_.take_slot();
-+ publication.next = arena_.take_slot(), std::swap(publication.next, publication.state);
+- publication.next = *slot;
++ publication.next = *slot, std::swap(publication.next, publication.state);
 read_pin_never_released: leftovers I5
 -   lease.committed = step.end;
 -   release_read(lease);

@@ -8,6 +8,7 @@
 #include <atomic>
 
 #include "cache.h"
+#include "tokens.h"
 
 namespace py = pybind11;
 using namespace hybridcache;
@@ -54,126 +55,6 @@ class Door {
   Lock& lock_;
 };
 
-// A read-only view of the caller's tokens, valid while it lives.
-class Tokens {
- public:
-  Tokens(py::handle source, const char* name) : name_(name) {
-    py::object holder = py::reinterpret_borrow<py::object>(source);
-    if (!PyObject_CheckBuffer(holder.ptr()) && py::hasattr(holder, "data_ptr") && py::hasattr(holder, "numpy"))
-      holder = from_tensor(holder);
-    if (PyObject_CheckBuffer(holder.ptr())) {
-      from_buffer(holder);
-    } else {
-      from_sequence(holder);
-    }
-  }
-  ~Tokens() {
-    if (held_) PyBuffer_Release(&view_);
-  }
-  Tokens(const Tokens&) = delete;
-  std::span<const Token> span() const { return span_; }
-
- private:
-  [[noreturn]] void refuse_type(const std::string& got) const {
-    throw py::type_error(name_ + ": " + got + ", expected int32 or int64 in a buffer, or a list of ints");
-  }
-  [[noreturn]] void refuse_value(std::int64_t value, std::size_t at) const {
-    throw py::value_error(name_ + ": " + std::to_string(value) + " at index " + std::to_string(at) +
-                          ", expected 0 <= token < 2**31");
-  }
-
-  py::object from_tensor(const py::object& tensor) const {
-    try {
-      return tensor.attr("numpy")();
-    } catch (py::error_already_set& error) {
-      if (!error.matches(PyExc_Exception)) throw;
-      refuse_type("a tensor that is not plain CPU memory (" + std::string(py::str(error.value())) + ")");
-    }
-  }
-
-  void from_buffer(const py::object& buffer) {
-    if (PyObject_GetBuffer(buffer.ptr(), &view_, PyBUF_FORMAT | PyBUF_STRIDES) != 0) throw py::error_already_set();
-    held_ = true;
-    std::string format = view_.format == nullptr ? "B" : view_.format;
-    if (format.size() == 2 && std::string("@=<").find(format.front()) != std::string::npos) format.erase(0, 1);
-    const bool is_integer = format.size() == 1 && std::string("ilq").find(format) != std::string::npos;
-    try {
-      if (!is_integer || (view_.itemsize != 4 && view_.itemsize != 8))
-        refuse_type("a buffer of format '" + format + "'");
-      if (view_.ndim != 1) throw py::value_error(name_ + ": " + std::to_string(view_.ndim) + " dimensions, expected 1");
-      if (!PyBuffer_IsContiguous(&view_, 'C'))
-        throw py::value_error(name_ + ": stride " + std::to_string(view_.strides[0]) +
-                              " bytes, expected a contiguous buffer");
-      const auto count = static_cast<std::size_t>(view_.shape[0]);
-      if (view_.itemsize == 4) {
-        span_ = {static_cast<const Token*>(view_.buf), count};
-        check(span_);
-      } else {
-        narrow({static_cast<const std::int64_t*>(view_.buf), count});
-      }
-    } catch (...) {
-      PyBuffer_Release(&view_);
-      held_ = false;
-      throw;
-    }
-  }
-
-  void check(std::span<const Token> tokens) const {
-    Token signs = 0;  // one vectorised pass; which one it was is looked up only for the message
-    for (const Token token : tokens) signs |= token;
-    if (signs >= 0) return;
-    const auto bad = std::find_if(tokens.begin(), tokens.end(), [](Token token) { return token < 0; });
-    refuse_value(*bad, bad - tokens.begin());
-  }
-
-  void narrow(std::span<const std::int64_t> wide) {
-    copy_.resize(wide.size());
-    std::int64_t high = 0;
-    for (std::size_t i = 0; i < wide.size(); ++i) {
-      copy_[i] = static_cast<Token>(wide[i]);
-      high |= wide[i];
-    }
-    if ((high & ~std::int64_t{INT32_MAX}) != 0) {
-      const auto bad =
-          std::find_if(wide.begin(), wide.end(), [](std::int64_t token) { return token < 0 || token > INT32_MAX; });
-      refuse_value(*bad, bad - wide.begin());
-    }
-    span_ = copy_;
-  }
-
-  void from_sequence(const py::object& sequence) {
-    if (!PySequence_Check(sequence.ptr()) || PyUnicode_Check(sequence.ptr()))
-      refuse_type("a " + std::string(Py_TYPE(sequence.ptr())->tp_name));
-    // A tuple of its own: an element's __index__ may change the list under us.
-    const auto items = py::reinterpret_steal<py::object>(PySequence_Tuple(sequence.ptr()));
-    if (!items) throw py::error_already_set();
-    const auto count = static_cast<std::size_t>(PyTuple_GET_SIZE(items.ptr()));
-    copy_.reserve(count);
-    for (std::size_t i = 0; i < count; ++i) copy_.push_back(one(PyTuple_GET_ITEM(items.ptr(), i), i));
-    span_ = copy_;
-  }
-
-  Token one(PyObject* item, std::size_t at) const {
-    if (PyBool_Check(item) || !PyIndex_Check(item))
-      refuse_type("a " + std::string(Py_TYPE(item)->tp_name) + " at index " + std::to_string(at));
-    const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(item));
-    if (!number) throw py::error_already_set();
-    int overflow = 0;
-    const auto value = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
-    if (overflow != 0 || value < 0 || value > INT32_MAX) {
-      throw py::value_error(name_ + ": " + std::string(py::str(number)) + " at index " + std::to_string(at) +
-                            ", expected 0 <= token < 2**31");
-    }
-    return static_cast<Token>(value);
-  }
-
-  const std::string name_;
-  Py_buffer view_{};
-  bool held_ = false;
-  std::vector<Token> copy_;
-  std::span<const Token> span_;
-};
-
 using Contents = std::vector<std::pair<Position, py::bytes>>;
 
 Prompt make_prompt(const Tokens& tokens, const py::bytes& salt, const Contents& contents) {
@@ -203,11 +84,35 @@ py::list inner(const Step& step) {
   return out;
 }
 
-py::tuple to_tuple(const std::vector<std::optional<Step>>& steps) {
+// read_slots and write_slots of a step: one each, but for a verify step.
+py::list slots(const std::vector<SlotId>& several, SlotId one) {
+  py::list out;
+  for (const SlotId slot : several) out.append(slot);
+  if (several.empty()) out.append(one);
+  return out;
+}
+
+py::tuple to_tuple(const Step& step) {
+  return py::make_tuple(step.begin, step.end, step.read_slot, step.write_slot, inner(step), step.begin_max,
+                        slots(step.candidates, step.read_slot), slots(step.rows, step.write_slot));
+}
+
+// One row of a [batch, columns] array, padded with kNone.
+void fill_row(py::array_t<SlotId>& into, py::ssize_t row, const std::vector<SlotId>& several, SlotId one) {
+  const auto columns = into.shape(1);
+  SlotId* out = into.mutable_data(row, 0);
+  std::fill(out, out + columns, kNone);
+  *out = one;
+  std::copy(several.begin(), several.end(), out);
+}
+
+py::tuple to_tuple(const std::vector<std::optional<Step>>& steps, std::int64_t draft_tokens) {
   const auto count = static_cast<py::ssize_t>(steps.size());
+  const auto columns = static_cast<py::ssize_t>(draft_tokens + 1);
   py::array_t<bool> ready(count);
   py::array_t<Position> begin(count), end(count);
-  py::array_t<SlotId> read(count), write(count);
+  py::array_t<Position> begin_max(count);
+  py::array_t<SlotId> read(count), write(count), candidates({count, columns}), rows({count, columns});
   py::list checkpoints;
   static const Step kNoRoom;
   for (py::ssize_t i = 0; i < count; ++i) {
@@ -217,9 +122,12 @@ py::tuple to_tuple(const std::vector<std::optional<Step>>& steps) {
     end.mutable_at(i) = step.end;
     read.mutable_at(i) = step.read_slot;
     write.mutable_at(i) = step.write_slot;
+    begin_max.mutable_at(i) = step.begin_max;
+    fill_row(candidates, i, step.candidates, step.read_slot);
+    fill_row(rows, i, step.rows, step.write_slot);
     for (const auto& each : step.checkpoints) checkpoints.append(py::make_tuple(i, each.position, each.slot));
   }
-  return py::make_tuple(ready, begin, end, read, write, checkpoints);
+  return py::make_tuple(ready, begin, end, read, write, checkpoints, begin_max, candidates, rows);
 }
 
 py::tuple to_tuple(const Plan& plan) {
@@ -257,19 +165,18 @@ class Core {
     return door.change([&] { return released(view, [&] { return cache_.reserve(prompt, options); }); });
   }
 
-  std::optional<py::tuple> launch_one(LeaseId id, Position count) {
+  std::optional<py::tuple> launch_one(LeaseId id, Position count, std::int64_t rows) {
     Door door(lock_);
     return door.change([&]() -> std::optional<py::tuple> {
-      const auto steps = cache_.launch(std::span(&id, 1), std::span(&count, 1));
-      const auto& step = steps.front();
-      if (!step) return std::nullopt;
-      return py::make_tuple(step->begin, step->end, step->read_slot, step->write_slot, inner(*step));
+      const auto steps = cache_.launch(std::span(&id, 1), std::span(&count, 1), std::span(&rows, 1));
+      return steps.front() ? std::optional(to_tuple(*steps.front())) : std::nullopt;
     });
   }
 
-  py::tuple launch(const std::vector<LeaseId>& ids, const std::vector<Position>& counts) {
+  py::tuple launch(const std::vector<LeaseId>& ids, const std::vector<Position>& counts,
+                   const std::vector<std::int64_t>& rows) {
     Door door(lock_);
-    return door.change([&] { return to_tuple(cache_.launch(ids, counts)); });
+    return door.change([&] { return to_tuple(cache_.launch(ids, counts, rows), cache_.options().draft_tokens); });
   }
 
   py::tuple plan() {
@@ -282,10 +189,23 @@ class Core {
     door.change([&] { cache_.applied(number); });
   }
 
-  void commit(const std::vector<LeaseId>& ids, py::handle tokens) {
+  void commit_one(LeaseId id, py::handle tokens) {
     Door door(lock_);
     const Tokens view(tokens, "tokens");
-    door.change([&] { cache_.commit(ids, view.span()); });
+    const auto count = static_cast<std::int64_t>(view.span().size());
+    door.change([&] { cache_.commit(std::span(&id, 1), view.span(), std::span(&count, 1)); });
+  }
+
+  void commit(const std::vector<LeaseId>& ids, py::handle tokens,
+              const std::optional<std::vector<std::int64_t>>& counts) {
+    Door door(lock_);
+    const Tokens view(tokens, "tokens");
+    door.change([&] { cache_.commit(ids, view.span(), counts); });
+  }
+
+  void want(LeaseId id, Position position) {
+    Door door(lock_);
+    door.change([&] { cache_.want(id, position); });
   }
 
   std::optional<LeaseId> fork(LeaseId id) {
@@ -302,8 +222,8 @@ class Core {
     Door door(lock_);
     const Lease& lease = cache_.lease(id);
     return py::make_tuple(lease.course.start, lease.committed, lease.computed,
-                          lease.capacity(cache_.options().page_size), lease.course.prompt_length, lease.course.boundary,
-                          lease.extra_passes, lease.live, to_tuple(lease.match));
+                          lease.capacity(cache_.options().paging.page_size), lease.course.prompt_length,
+                          lease.course.boundary, lease.extra_passes, lease.live, to_tuple(lease.match));
   }
 
   py::array_t<PageId> pages(LeaseId id) {
@@ -371,7 +291,12 @@ PYBIND11_MODULE(_core, module) {
 
   py::class_<Options>(module, "Options")
       .def(py::init<>())
-      .def_readwrite("page_size", &Options::page_size)
+      .def_property(
+          "page_size", [](const Options& options) { return options.paging.page_size; },
+          [](Options& options, std::int64_t page_size) { options.paging.page_size = page_size; })
+      .def_property(
+          "lookahead", [](const Options& options) { return options.paging.lookahead; },
+          [](Options& options, std::int64_t lookahead) { options.paging.lookahead = lookahead; })
       .def_readwrite("page_bytes", &Options::page_bytes)
       .def_readwrite("slot_bytes", &Options::slot_bytes)
       .def_readwrite("num_slabs", &Options::num_slabs)
@@ -382,6 +307,7 @@ PYBIND11_MODULE(_core, module) {
       .def_readwrite("pass_cost", &Options::pass_cost)
       .def_readwrite("interior_spacing", &Options::interior_spacing)
       .def_readwrite("run_ahead", &Options::run_ahead)
+      .def_readwrite("draft_tokens", &Options::draft_tokens)
       .def_readwrite("inner_checkpoints", &Options::inner_checkpoints)
       .def_property(
           "lru", [](const Options& options) { return options.policy == Policy::lru; },
@@ -392,11 +318,13 @@ PYBIND11_MODULE(_core, module) {
       .def("match", &Core::match, py::arg("tokens"), py::arg("salt"), py::arg("content_keys"))
       .def("reserve", &Core::reserve, py::arg("tokens"), py::arg("salt"), py::arg("breakpoints"),
            py::arg("content_keys"), py::arg("max_new_tokens"))
-      .def("launch_one", &Core::launch_one, py::arg("lease"), py::arg("count"))
-      .def("launch", &Core::launch, py::arg("leases"), py::arg("counts"))
+      .def("launch_one", &Core::launch_one, py::arg("lease"), py::arg("count"), py::arg("rows"))
+      .def("launch", &Core::launch, py::arg("leases"), py::arg("counts"), py::arg("rows"))
       .def("plan", &Core::plan)
       .def("applied", &Core::applied, py::arg("number"))
-      .def("commit", &Core::commit, py::arg("leases"), py::arg("tokens"))
+      .def("commit_one", &Core::commit_one, py::arg("lease"), py::arg("tokens"))
+      .def("commit", &Core::commit, py::arg("leases"), py::arg("tokens"), py::arg("counts"))
+      .def("want", &Core::want, py::arg("lease"), py::arg("position"))
       .def("fork", &Core::fork, py::arg("lease"))
       .def("close", &Core::close, py::arg("lease"), py::arg("keep"), py::arg("discard"))
       .def("lease", &Core::lease, py::arg("lease"))

@@ -18,7 +18,7 @@ std::string text(std::int64_t value) {
 Cache::Cache(const Options& options)
     : options_(options),
       arena_(options_, digest_),
-      tree_(options_.page_size, arena_, contents_, digest_),
+      tree_(options_.paging, arena_, contents_, digest_),
       eviction_(options_.policy, tree_),
       admission_(arena_, eviction_, [this](const auto& visit, const Node* held) { each_pinned_page(visit, held); }),
       placement_(options_) {}
@@ -80,19 +80,18 @@ Match Cache::match(const Prompt& prompt) const {
 
 // ---------------------------------------------------------------- reserve
 
-void Cache::check_breakpoints(const std::vector<Position>& breakpoints, Position length) const {
+void Cache::check_breakpoints(const std::vector<Position>& breakpoints, Position last) const {
   for (const Position position : breakpoints) {
-    if (position < 1 || position > length) {
-      refuse("breakpoints: " + text(position) + ", expected positions in [1, " + text(length) + "]");
-    }
+    if (position < 1 || position > last)
+      refuse("breakpoints: " + text(position) + ", expected positions in [1, " + text(last) + "]");
   }
 }
 
 std::optional<LeaseId> Cache::reserve(const Prompt& prompt, const ReserveOptions& options) {
   check_prompt(prompt);
   const auto length = static_cast<Position>(prompt.tokens.size());
-  check_breakpoints(options.breakpoints, length);
-  const auto pages = ceil_div(length + options.max_new_tokens, options_.page_size);
+  check_breakpoints(options.breakpoints, length + options.max_new_tokens);
+  const auto pages = paging().spanned(length + options.max_new_tokens);
   if (!arena_.could_ever_satisfy(1, pages)) {
     refuse("tokens: a prompt of " + text(length) + " and max_new_tokens=" + text(options.max_new_tokens) +
            " need one slot and " + text(pages) + " pages, more than the empty arena can hold");
@@ -137,7 +136,7 @@ std::optional<Node*> Cache::make_room_to_resume(const std::string& salt, Node* d
     Node* at = node == nullptr ? tree_.make_root(salt) : node;
     tree_.pin(at);
     if (node != nullptr) tree_.pin_checkpoint(node);
-    if (admission_.make_room({1, pages - at->depth / options_.page_size}, at)) return at;
+    if (admission_.make_room({1, pages - paging().whole(at->depth)}, at)) return at;
     if (node != nullptr) tree_.unpin_checkpoint(node);
     Node* shallower = at->parent;
     while (shallower != nullptr && !shallower->checkpoint) shallower = shallower->parent;
@@ -158,8 +157,7 @@ void Cache::resume(Lease& lease, Node* node, Position pages) {
   take_pages(lease, pages);
   if (start == 0) return;
   lease.read = node;
-  if (node->checkpoint->tail != kNone)
-    lease.due_tail = {node->checkpoint->tail, lease.pages[start / options_.page_size]};
+  if (node->checkpoint->tail != kNone) lease.due_tail = {node->checkpoint->tail, lease.pages[paging().whole(start)]};
   tree_.touch(node);
 }
 
@@ -215,7 +213,7 @@ std::optional<LeaseId> Cache::fork(LeaseId id) {
   const bool publishes = !parent.fresh && (source == nullptr || !source->checkpoint);
   const auto pages = static_cast<Position>(parent.pages.size());
   if (!publishes && at > 0) tree_.pin_checkpoint(source);
-  if (!admission_.make_room({1 + publishes, pages - at / options_.page_size}, publishes ? nullptr : source)) {
+  if (!admission_.make_room({1 + publishes, pages - paging().whole(at)}, publishes ? nullptr : source)) {
     if (!publishes && at > 0) tree_.unpin_checkpoint(source);
     return std::nullopt;
   }

@@ -50,6 +50,8 @@ struct Counters {
 
 class Cache {
  public:
+  static constexpr std::int64_t kDefaultRows = -1;
+
   explicit Cache(const Options& options);
 
   // How far the prompt is known and how far it could resume. Changes nothing (I9). One memcmp pass over the tokens.
@@ -59,16 +61,23 @@ class Cache {
   std::optional<LeaseId> reserve(const Prompt& prompt, const ReserveOptions& options);
 
   // One step of at most counts[i] tokens for each lease; nullopt where there is no room. A caller's mistake refuses the
-  // whole batch.
-  std::vector<std::optional<Step>> launch(std::span<const LeaseId> leases, std::span<const Position> counts);
+  // whole batch. rows[i] > 0: a verify step, which leaves as many states in slots of its own; rows may be empty, or
+  // hold kDefaultRows: one for each token of a short decode step if there may be drafts.
+  std::vector<std::optional<Step>> launch(std::span<const LeaseId> leases, std::span<const Position> counts,
+                                          std::span<const std::int64_t> rows);
 
   // What the launched steps need copied and zeroed. REQUIRES: at most run_ahead plans pending. It stays pending until
   // applied(), in order.
   Plan collect();
   void applied(std::int64_t plan);
 
-  // The ids that each lease's open step has read beyond its prompt, lease after lease.
-  void commit(std::span<const LeaseId> leases, std::span<const Token> tokens);
+  // The ids that each lease's oldest step has read beyond its prompt, lease after lease; counts[i] of them are lease
+  // i's. Of a verify step's tokens those that stay. nullopt: as many as each step needs, which no verify step says.
+  void commit(std::span<const LeaseId> leases, std::span<const Token> tokens,
+              std::optional<std::span<const std::int64_t>> counts);
+
+  // A breakpoint more: beyond what is launched, at the end of the last open step, or at a row of a verify step.
+  void want(LeaseId lease, Position position);
 
   std::optional<LeaseId> fork(LeaseId lease);
   void close(LeaseId lease, Keep keep, bool discard);
@@ -92,7 +101,7 @@ class Cache {
 
  private:
   friend class Checker;
-  enum Event : std::uint64_t { kReserve = 32, kLaunch, kCommit, kClose, kFork, kApplied };
+  enum Event : std::uint64_t { kReserve = 32, kLaunch, kCommit, kClose, kFork, kApplied, kWant };
 
   // What a commit, a fork or a close is about to publish, with what that takes already in hand.
   struct Publication {
@@ -106,7 +115,7 @@ class Cache {
   // cache.cpp
   std::vector<Token> with_content(const Prompt& prompt) const;
   void check_prompt(const Prompt& prompt) const;
-  void check_breakpoints(const std::vector<Position>& breakpoints, Position length) const;
+  void check_breakpoints(const std::vector<Position>& breakpoints, Position last) const;
   Match to_match(const Walk& walk, Position length) const;
   Lease& open_lease(LeaseId id);
   Lease& add_lease(std::unique_ptr<Lease> lease);
@@ -117,7 +126,7 @@ class Cache {
   void each_pinned_page(const std::function<void(PageId)>& visit, const Node* held) const;
 
   // steps.cpp
-  void check_launch(const Lease& lease, Position count) const;
+  void check_launch(const Lease& lease, Position count, std::int64_t rows) const;
   void check_commit(const Lease& lease) const;
   Position step_limit(const Lease& lease, Position count) const;
   std::optional<Step> launch_one(Lease& lease, Position count);
@@ -126,18 +135,34 @@ class Cache {
   std::optional<SlotId> optional_slot(Kind kind, bool spare);
   void acquire_inner(OpenStep& step, const std::vector<Wanted>& inner);
   void book(Lease& lease, OpenStep& step);
+  Step open_step(Lease& lease, OpenStep step);
+  void check_count(const Lease& lease, std::int64_t count) const;
   void commit_one(Lease& lease, std::span<const Token> tokens);
+  void commit_ordinary(Lease& lease, const OpenStep& step, std::span<const Token> tokens);
   Publication to_publish(Lease& lease, const OpenStep& step);
   void publish(Lease& lease, const Publication& publication);
   Node* attach(Lease& lease, Node* node, const Checkpoint& checkpoint);
+  void leave_behind(Lease& lease, SlotId slot);
   void release_read(Lease& lease);
   bool known_checkpoint(const Lease& lease, Position position) const;
+
+  // close.cpp
   std::int64_t last_collected(const Lease& lease) const;
   bool may_still_run(std::int64_t plan) const;
   void end_rests();
   void let_go(Lease& lease);
   void trim_to_cap();
   std::int64_t cached_bytes() const;
+
+  // verify.cpp
+  std::int64_t rows_of(const Lease& lease, Position count, std::int64_t asked) const;
+  void check_rows(const Lease& lease, Position count, std::int64_t rows) const;
+  std::optional<Step> launch_verify(Lease& lease, Position count, std::int64_t rows);
+  void commit_verify(Lease& lease, OpenStep step, std::span<const Token> tokens);
+  Publication rows_to_publish(Lease& lease, OpenStep& step);
+  void give_up_rows(Lease& lease, OpenStep& step);
+
+  const Paging& paging() const { return options_.paging; }
 
   const Options options_;
   Digest digest_;

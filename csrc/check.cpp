@@ -71,7 +71,7 @@ void Checker::visit_tree() {
 }
 
 void Checker::visit_node(const Node& node) {
-  const auto page_size = cache_.options_.page_size;
+  const auto& paging = cache_.paging();
   const auto by_token = [](const auto& a, const auto& b) { return a.first < b.first; };
   require(std::is_sorted(node.children.begin(), node.children.end(), by_token), "I7", "children are not in order");
   if (node.parent != nullptr) {
@@ -79,8 +79,8 @@ void Checker::visit_node(const Node& node) {
     require(node.checkpoint || node.pins > 0 || node.children.size() > 1, "I1",
             "a node without a support stays at depth " + text(node.depth));
   }
-  require(static_cast<Position>(node.pages.size()) == node.depth / page_size - node.begin() / page_size, "I11",
-          "a node at depth " + text(node.depth) + " does not own the pages whose last token it holds");
+  require(static_cast<Position>(node.pages.size()) == paging.whole(node.depth) - paging.whole(node.begin()), "I11",
+          "a node at depth " + text(node.depth) + " does not own the pages that become whole on its edge");
   for (const PageId page : node.pages) ++pages_[page].node;
   for (const Token token : node.edge) {
     if (token < 0) ++content_users_[token];
@@ -95,8 +95,8 @@ void Checker::visit_checkpoint(const Node& node) {
   unpinned_ += checkpoint.pins == 0;
   require(node.depth > 0 && checkpoint.position == node.depth, "I2",
           "a checkpoint of " + text(checkpoint.position) + " at " + text(node.depth));
-  require((checkpoint.tail != kNone) == (node.depth % cache_.options_.page_size != 0), "I11",
-          "a checkpoint at " + text(node.depth) + " has KV of another length");
+  require((checkpoint.tail != kNone) == (node.depth > cache_.paging().whole(node.depth) * cache_.paging().page_size),
+          "I11", "a checkpoint at " + text(node.depth) + " has KV of another length");
   require(cache_.eviction_.places(node), "I7",
           "a checkpoint at " + text(node.depth) + " has the wrong place in the order of eviction");
   ++slots_[checkpoint.slot];
@@ -107,16 +107,16 @@ void Checker::visit_checkpoint(const Node& node) {
 
 void Checker::visit_lease(const Lease& lease) {
   const std::string who = "lease " + text(lease.id);
-  const auto page_size = cache_.options_.page_size;
+  const auto& paging = cache_.paging();
   const auto& course = lease.course;
   require(0 <= course.start && course.start <= lease.committed && lease.committed <= lease.computed &&
-              lease.computed <= lease.capacity(page_size),
+              lease.computed <= lease.capacity(paging.page_size),
           "I4", who + " has its cursors out of order");
   require(!lease.steps.empty() == (lease.computed > lease.committed), "I4", who + " has computed what no step covers");
   require(course.start + static_cast<Position>(lease.tokens.size()) == std::max(lease.committed, course.prompt_length),
           "I4", who + " knows tokens that were not read");
-  const auto edge = lease.committed / page_size * page_size;
-  require(lease.anchor->depth == std::max(edge, course.boundary), "I4",
+  const auto whole_at = paging.whole_at(paging.whole(lease.committed));
+  require(lease.anchor->depth == std::max(whole_at, course.boundary), "I4",
           who + " is anchored elsewhere than what it committed");
   ++node_pins_[lease.anchor];
   if (lease.read != nullptr) ++checkpoint_pins_[lease.read];
@@ -125,6 +125,7 @@ void Checker::visit_lease(const Lease& lease) {
   for (const auto& step : lease.steps) {
     if (step.gone_on) ++slots_[step.write_slot];
     for (const auto& inner : step.checkpoints) ++slots_[inner.slot];
+    for (const SlotId row : step.rows) ++slots_[row];
   }
   for (const Token token : lease.tokens) {
     if (token < 0) ++content_users_[token];
@@ -135,7 +136,7 @@ void Checker::visit_lease(const Lease& lease) {
 
 void Checker::visit_page_table(const Lease& lease) {
   const std::string who = "lease " + text(lease.id);
-  const auto written_from = lease.committed / cache_.options_.page_size;
+  const auto written_from = cache_.paging().whole(lease.committed);
   const auto path = cache_.tree_.path_pages(lease.anchor);
   for (std::size_t i = 0; i < lease.pages.size(); ++i) {
     pages_[lease.pages[i]].lease += lease.owned[i];

@@ -23,6 +23,8 @@ struct OpenStep : Step {
   bool spare = false;        // that one only where a slot is free
   bool gone_on = false;      // the next step was launched from that boundary, on a live slot of its own
   std::int64_t plan = 0;     // the number of the plan that carries it
+  bool moves_state = true;   // the plan brings the state from read_slot to write_slot
+  bool is_void = false;      // behind a verify step of which nothing stayed: nothing of this one may stay either
   Copy tail{kNone, kNone};   // page copy due
   std::vector<PageId> zero_pages;
 };
@@ -54,13 +56,14 @@ struct Lease {
   std::int64_t resting = 0;  // closed, but a step that the plan of this number carried may still run; 0: not closed
 
   Position capacity(Position page_size) const { return static_cast<Position>(pages.size()) * page_size; }
+  bool behind_verify_step() const { return !steps.empty() && steps.back().verifies(); }
   // The tokens at positions [from, to). REQUIRES from >= course.start.
   std::span<const Token> span(Position from, Position to) const {
     return std::span(tokens).subspan(from - course.start, to - from);
   }
   // The last boundary, or the one that the last open step is to leave.
   Position last_boundary() const { return !steps.empty() && steps.back().kind ? steps.back().end : course.boundary; }
-  // How many ids the commit of the oldest open step has to bring.
+  // How many ids the commit of the oldest open step, an ordinary one, has to bring.
   std::int64_t tokens_due() const {
     if (steps.empty()) return 0;
     return std::max<Position>(0, steps.front().end - std::max(steps.front().begin, course.prompt_length));

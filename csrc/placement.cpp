@@ -4,6 +4,19 @@
 
 namespace hybridcache {
 
+std::span<const Wanted> Course::wanted_in(Position from, Position to) const {
+  const auto before = [](Position position, const Wanted& wanted) { return position < wanted.position; };
+  const auto first = std::upper_bound(wanted.begin(), wanted.end(), from, before);
+  return {first, std::upper_bound(first, wanted.end(), to, before)};
+}
+
+void Course::want_breakpoint(Position position) {
+  const auto below = [](const Wanted& each, Position at) { return each.position < at; };
+  auto at = std::lower_bound(wanted.begin(), wanted.end(), position, below);
+  if (at == wanted.end() || at->position != position) at = wanted.insert(at, {position, Kind::breakpoint});
+  *at = {position, Kind::breakpoint};
+}
+
 bool Placement::would_enable(Kind kind) const {
   const int k = index(kind);
   return made_[k] < kTrial || kWorth * used_[k] >= made_[k] || (asked_[k] + 1) % kTrial == 0;
@@ -74,12 +87,10 @@ void Placement::taken(const Cut& cut) {
 // The wanted positions that take effect in (begin, end], ascending, one kind each.
 std::vector<Wanted> Placement::inside(const Course& course, Position begin, Position end) const {
   std::vector<Wanted> inside;
-  const auto before = [](Position position, const Wanted& wanted) { return position < wanted.position; };
-  auto wanted = std::upper_bound(course.wanted.begin(), course.wanted.end(), begin, before);
-  for (; wanted != course.wanted.end() && wanted->position <= end; ++wanted) {
-    const auto at = effective(begin, end, wanted->position);
+  for (const auto& wanted : course.wanted_in(begin, end)) {
+    const auto at = effective(begin, end, wanted.position);
     if (at > begin && (inside.empty() || at > inside.back().position))
-      inside.push_back({at, wanted->kind, wanted->spare});
+      inside.push_back({at, wanted.kind, wanted.spare});
   }
   return inside;
 }

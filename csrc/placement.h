@@ -32,6 +32,11 @@ struct Course {
   bool branches = false;       // a first-time prompt, not the next turn of a conversation
   bool resend = false;         // all of the prompt was known
   std::vector<Wanted> wanted;  // sorted by position, one kind each
+
+  // Those in (from, to].
+  std::span<const Wanted> wanted_in(Position from, Position to) const;
+  // Adds a breakpoint, or makes one of what is wanted there.
+  void want_breakpoint(Position position);
 };
 
 struct Cut {

@@ -1,6 +1,7 @@
-// The steps of a lease: launch, plan, commit, close. The one rule of the design lives here: a lease reads what the last
-// boundary left and writes only what it alone owns.
+// The steps of a lease: launch, plan, commit; those that verify drafts are in verify.cpp. The one rule of the
+// design lives here: a lease reads what the last boundary left and writes only what it alone owns.
 #include <algorithm>
+#include <numeric>
 #include <set>
 #include <utility>
 
@@ -11,6 +12,12 @@ namespace hybridcache {
 namespace {
 std::string text(std::int64_t value) {
   return std::to_string(value);
+}
+
+void check_one_each(const char* name, std::size_t given, std::size_t leases) {
+  if (given != leases)
+    throw std::invalid_argument(name + (": " + text(given)) + " given, expected one for each of " + text(leases) +
+                                " leases");
 }
 
 void check_distinct(std::span<const LeaseId> leases) {
@@ -29,7 +36,7 @@ Position Cache::step_limit(const Lease& lease, Position count) const {
   return lease.computed < lease.course.prompt_length ? std::min(end, lease.course.prompt_length) : end;
 }
 
-void Cache::check_launch(const Lease& lease, Position count) const {
+void Cache::check_launch(const Lease& lease, Position count, std::int64_t rows) const {
   const auto open = static_cast<std::int64_t>(lease.steps.size());
   if (open > options_.run_ahead) {
     throw StateError("launch: lease " + text(lease.id) + " has " + text(open) +
@@ -41,48 +48,58 @@ void Cache::check_launch(const Lease& lease, Position count) const {
   }
   if (count < 1 || count > INT32_MAX)
     throw std::invalid_argument("counts: " + text(count) + " tokens, expected 1 <= count < 2**31");
+  check_rows(lease, count, rows);
   const auto end = step_limit(lease, count);
-  if (!arena_.could_ever_satisfy(1, ceil_div(end, options_.page_size))) {
+  if (!arena_.could_ever_satisfy(1, paging().spanned(end))) {
     throw std::invalid_argument("counts: " + text(count) + " tokens end at " + text(end) +
                                 ", more than the empty arena can hold");
   }
 }
 
-std::vector<std::optional<Step>> Cache::launch(std::span<const LeaseId> leases, std::span<const Position> counts) {
-  if (leases.size() != counts.size()) {
-    throw std::invalid_argument("counts: " + text(counts.size()) + " given, expected one for each of " +
-                                text(leases.size()) + " leases");
-  }
+std::vector<std::optional<Step>> Cache::launch(std::span<const LeaseId> leases, std::span<const Position> counts,
+                                               std::span<const std::int64_t> rows) {
+  check_one_each("counts", counts.size(), leases.size());
+  if (!rows.empty()) check_one_each("rows", rows.size(), leases.size());
   check_distinct(leases);
-  for (std::size_t i = 0; i < leases.size(); ++i) check_launch(lease(leases[i]), counts[i]);
+  std::vector<std::int64_t> resolved;
+  for (std::size_t i = 0; i < leases.size(); ++i) {
+    resolved.push_back(rows_of(lease(leases[i]), counts[i], rows.empty() ? kDefaultRows : rows[i]));
+    check_launch(lease(leases[i]), counts[i], resolved[i]);
+  }
   std::vector<std::optional<Step>> steps;
-  for (std::size_t i = 0; i < leases.size(); ++i) steps.push_back(launch_one(open_lease(leases[i]), counts[i]));
+  for (std::size_t i = 0; i < leases.size(); ++i) {
+    Lease& lease = open_lease(leases[i]);
+    steps.push_back(resolved[i] > 0 ? launch_verify(lease, counts[i], resolved[i]) : launch_one(lease, counts[i]));
+    if (!steps[i]) counters_.refused_launches.add();
+  }
   return steps;
 }
 
 std::optional<Step> Cache::launch_one(Lease& lease, Position count) {
   const Room room{admission_.has_room_for(Kind::fork), admission_.has_room_for(Kind::cut)};
   const auto cut = placement_.cut(lease.course, lease.last_boundary(), lease.computed, step_limit(lease, count), room);
-  const auto pages = ceil_div(cut.end, options_.page_size);
+  const auto pages = paging().spanned(cut.end);
   const auto missing = pages - static_cast<Position>(lease.pages.size());
-  if (missing > 0 && !make_room_for_pages(lease, missing)) {
-    counters_.refused_launches.add();
-    return std::nullopt;
-  }
+  if (missing > 0 && !make_room_for_pages(lease, missing)) return std::nullopt;
   take_pages(lease, pages);
   placement_.taken(cut);
   OpenStep step;
-  step.begin = lease.computed;
+  step.begin = step.begin_max = lease.computed;
   step.end = cut.end;
   step.kind = cut.kind;
   step.spare = cut.spare;
   step.read_slot = source(lease);
   step.write_slot = lease.live;
   acquire_inner(step, cut.inner);
-  book(lease, step);
-  lease.computed = cut.end;
+  lease.fresh = false;
   lease.extra_passes += cut.extra_pass;
   counters_.extra_passes.add(cut.extra_pass);
+  return open_step(lease, std::move(step));
+}
+
+Step Cache::open_step(Lease& lease, OpenStep step) {
+  book(lease, step);
+  lease.computed = step.end + (step.begin_max - step.begin);
   counters_.launches.add();
   digest_.mix(kLaunch, static_cast<std::uint64_t>(step.end) << 20 ^ lease.id);
   launched_.push_back(lease.id);
@@ -140,7 +157,6 @@ void Cache::acquire_inner(OpenStep& step, const std::vector<Wanted>& inner) {
 // never written, or was a slot, must not be read as KV.
 void Cache::book(Lease& lease, OpenStep& step) {
   step.plan = next_plan_;
-  lease.fresh = false;
   step.tail = std::exchange(lease.due_tail, {kNone, kNone});
   for (const PageId page : lease.new_pages) {
     if (arena_.dirty(page) && page != step.tail.destination) step.zero_pages.push_back(page);
@@ -158,7 +174,7 @@ Plan Cache::collect() {
   plan.number = next_plan_;
   for (const LeaseId id : launched_) {
     const OpenStep& step = lease(id).steps.back();
-    const bool from_boundary = step.read_slot != step.write_slot;
+    const bool from_boundary = step.moves_state && step.read_slot != step.write_slot;
     if (from_boundary && step.read_slot == kNone) plan.zero_slots.push_back(step.write_slot);
     if (from_boundary && step.read_slot != kNone) plan.copy_slots.push_back({step.read_slot, step.write_slot});
     if (step.tail.source != kNone) plan.copy_pages.push_back(step.tail);
@@ -200,30 +216,49 @@ void Cache::check_commit(const Lease& lease) const {
   }
 }
 
-void Cache::commit(std::span<const LeaseId> leases, std::span<const Token> tokens) {
+void Cache::commit(std::span<const LeaseId> leases, std::span<const Token> tokens,
+                   std::optional<std::span<const std::int64_t>> counts) {
+  if (counts) check_one_each("counts", counts->size(), leases.size());
   check_distinct(leases);
-  std::int64_t due = 0;
-  for (const LeaseId id : leases) {
-    check_commit(lease(id));
-    due += lease(id).tokens_due();
+  std::vector<std::int64_t> due;
+  for (std::size_t i = 0; i < leases.size(); ++i) {
+    const Lease& lease = this->lease(leases[i]);
+    check_commit(lease);
+    if (!counts && lease.steps.front().verifies()) {
+      throw std::invalid_argument("counts: none, expected one for each lease: the step of lease " + text(lease.id) +
+                                  " does not say how many tokens stay");
+    }
+    due.push_back(counts ? (*counts)[i] : lease.tokens_due());
+    check_count(lease, due.back());
   }
-  if (due != static_cast<std::int64_t>(tokens.size())) {
-    throw std::invalid_argument("tokens: " + text(tokens.size()) + " given, expected " + text(due) +
+  const auto sum = std::accumulate(due.begin(), due.end(), std::int64_t{0});
+  if (sum != static_cast<std::int64_t>(tokens.size())) {
+    throw std::invalid_argument("tokens: " + text(tokens.size()) + " given, expected " + text(sum) +
                                 ": those that the steps read beyond the prompts");
   }
-  for (const LeaseId id : leases) {
-    Lease& lease = open_lease(id);
-    const auto own = tokens.first(lease.tokens_due());
-    tokens = tokens.subspan(own.size());
-    commit_one(lease, own);
+  for (std::size_t i = 0; i < leases.size(); ++i) {
+    commit_one(open_lease(leases[i]), tokens.first(due[i]));
+    tokens = tokens.subspan(due[i]);
   }
   end_rests();
 }
 
 void Cache::commit_one(Lease& lease, std::span<const Token> tokens) {
-  const OpenStep step = std::move(lease.steps.front());
+  OpenStep step = std::move(lease.steps.front());
   lease.steps.pop_front();
   --open_steps_;
+  const auto before = lease.committed;
+  if (step.verifies()) {
+    commit_verify(lease, std::move(step), tokens);
+  } else {
+    commit_ordinary(lease, step, tokens);
+  }
+  counters_.commits.add();
+  counters_.tokens_committed.add(lease.committed - before);
+  digest_.mix(kCommit, static_cast<std::uint64_t>(lease.committed) << 20 ^ lease.id);
+}
+
+void Cache::commit_ordinary(Lease& lease, const OpenStep& step, std::span<const Token> tokens) {
   if (lease.left_behind != kNone) arena_.free_slot(std::exchange(lease.left_behind, kNone));
   lease.tokens.insert(lease.tokens.end(), tokens.begin(), tokens.end());
   lease.committed = step.end;
@@ -237,9 +272,6 @@ void Cache::commit_one(Lease& lease, std::span<const Token> tokens) {
     }
   }
   publish(lease, publication);
-  counters_.commits.add();
-  counters_.tokens_committed.add(step.end - step.begin);
-  digest_.mix(kCommit, static_cast<std::uint64_t>(step.end) << 20 ^ lease.id);
 }
 
 // The boundaries of the step that the tree has no checkpoint at yet.
@@ -256,9 +288,20 @@ Cache::Publication Cache::to_publish(Lease& lease, const OpenStep& step) {
   if (step.kind && known_checkpoint(lease, step.end)) {
     publication.kind.reset();
     counters_.duplicate_checkpoints.add();
-    if (step.gone_on) lease.left_behind = step.write_slot;  // the next step reads it
+    if (step.gone_on) leave_behind(lease, step.write_slot);
   }
   return publication;
+}
+
+// The next step reads the slot of a boundary that turned out to be a duplicate. If it writes the live slot, this one is
+// freed when it is done; a verify step leaves the live slot alone, so this one is the live one again.
+void Cache::leave_behind(Lease& lease, SlotId slot) {
+  if (!lease.steps.front().verifies()) {
+    lease.left_behind = slot;
+    return;
+  }
+  arena_.free_slot(std::exchange(lease.live, slot));
+  lease.fresh = false;
 }
 
 void Cache::release_read(Lease& lease) {
@@ -270,11 +313,10 @@ bool Cache::known_checkpoint(const Lease& lease, Position position) const {
   return node != nullptr && node->checkpoint;
 }
 
-// Moves the anchor to `committed` (rounded down to whole pages unless a checkpoint stands there) and attaches what is
-// to be published. Cannot fail: everything that it takes is in hand.
+// Moves the anchor to `committed` (or where its last whole page became whole, unless a checkpoint stands there) and
+// attaches what is to be published. Cannot fail: everything that it takes is in hand.
 void Cache::publish(Lease& lease, const Publication& publication) {
   Node* node = lease.anchor;
-  const auto page_size = options_.page_size;
   const LeasePages pages{lease.pages, lease.owned, lease.has_content};
   const auto extend_to = [&](Position to) { node = tree_.extend(node, lease.span(node->depth, to), pages); };
   std::vector<Node*> published;
@@ -282,8 +324,8 @@ void Cache::publish(Lease& lease, const Publication& publication) {
     extend_to(inner.position);
     published.push_back(attach(lease, node, {inner.position, inner.slot, kNone, inner.kind}));
   }
-  const auto full = lease.committed / page_size;  // pages
-  extend_to(publication.kind ? lease.committed : std::max(full * page_size, node->depth));
+  const auto whole = paging().whole(lease.committed);
+  extend_to(publication.kind ? lease.committed : std::max(paging().whole_at(whole), node->depth));
   if (publication.kind) {
     published.push_back(attach(lease, node, {lease.committed, publication.state, kNone, *publication.kind}));
     if (!publication.gone_on) {
@@ -297,9 +339,9 @@ void Cache::publish(Lease& lease, const Publication& publication) {
   tree_.pin(node);
   tree_.unpin(std::exchange(lease.anchor, node));
   for (Node* each : published) {
-    const auto number = each->depth / page_size;
-    if (each->depth % page_size != 0)
-      tree_.set_tail(each, number < full ? tree_.path_page(node, number) : lease.pages[number]);
+    const auto number = paging().whole(each->depth);
+    if (each->depth > number * paging().page_size)
+      tree_.set_tail(each, number < whole ? tree_.path_page(node, number) : lease.pages[number]);
   }
 }
 
@@ -314,84 +356,6 @@ Node* Cache::attach(Lease& lease, Node* node, const Checkpoint& checkpoint) {
   lease.course.boundary = node->depth;
   lease.made = node->checkpoint->tick;
   return node;
-}
-
-// ---------------------------------------------------------------- close
-
-void Cache::close(LeaseId id, Keep keep, bool discard) {
-  Lease& lease = open_lease(id);
-  const auto length = lease.course.prompt_length;
-  const bool kept = keep == Keep::all || (keep == Keep::prompt && lease.committed <= length);
-  const bool publishes = lease.steps.empty() && !lease.fresh && kept && !discard;
-  if (publishes && known_checkpoint(lease, lease.committed)) {
-    counters_.duplicate_checkpoints.add();
-  } else if (publishes) {
-    const Kind at_prompt = lease.committed == length ? Kind::prompt_end : Kind::chunk_end;
-    publish(lease, {{}, lease.committed > length ? Kind::turn_end : at_prompt, lease.live});
-  }
-  lease.retires = keep == Keep::nothing;
-  counters_.closes.add();
-  digest_.mix(kClose, static_cast<std::uint64_t>(id) << 3 ^ static_cast<std::uint64_t>(keep) << 1 ^ discard);
-  counters_.open_leases.add(-1);
-  open_steps_ -= static_cast<std::int64_t>(lease.steps.size());
-  const auto plan = last_collected(lease);
-  std::erase(launched_, id);  // what no plan has collected is never booked
-  if (plan != 0) {
-    lease.resting = plan;
-    counters_.resting_leases.add();
-  } else {
-    let_go(lease);
-  }
-  end_rests();
-  trim_to_cap();
-}
-
-// The plan that carries the last open step that a plan has collected, 0 if there is none.
-std::int64_t Cache::last_collected(const Lease& lease) const {
-  for (auto step = lease.steps.rbegin(); step != lease.steps.rend(); ++step) {
-    if (step->plan < next_plan_) return step->plan;
-  }
-  return 0;
-}
-
-// Counted in plans: an engine collects plan p + 1 + run_ahead only when it has the results of the steps of plan p.
-bool Cache::may_still_run(std::int64_t plan) const {
-  const bool in_flight = !pending_.empty() || open_steps_ > 0;
-  return in_flight && applied_ < plan + options_.run_ahead;
-}
-
-void Cache::end_rests() {
-  if (counters_.resting_leases.get() == 0) return;
-  std::vector<Lease*> ended;
-  for (const auto& [id, lease] : leases_) {
-    if (lease->resting != 0 && !may_still_run(lease->resting)) ended.push_back(lease.get());
-  }
-  for (Lease* lease : ended) {
-    counters_.resting_leases.add(-1);
-    let_go(*lease);
-  }
-  if (!ended.empty()) trim_to_cap();
-}
-
-void Cache::let_go(Lease& lease) {
-  release_read(lease);
-  for (const SlotId slot : {lease.live, lease.left_behind}) {
-    if (slot != kNone) arena_.free_slot(slot);
-  }
-  for (const auto& step : lease.steps) {
-    if (step.gone_on) arena_.free_slot(step.write_slot);
-    for (const auto& inner : step.checkpoints) arena_.free_slot(inner.slot);
-  }
-  for (std::size_t i = 0; i < lease.pages.size(); ++i) {
-    if (lease.owned[i]) arena_.release_page(lease.pages[i]);
-  }
-  Node* last = Tree::ancestor_at(lease.anchor, lease.course.boundary);
-  const bool its_own = last != nullptr && last->checkpoint && last->checkpoint->tick == lease.made;
-  const bool retire = lease.retires && its_own && last->checkpoint->kind != Kind::breakpoint;
-  tree_.unpin(lease.anchor);
-  if (retire && last->children.empty()) tree_.supersede(last);
-  if (lease.has_content) contents_.release(lease.tokens);
-  leases_.erase(lease.id);
 }
 
 }  // namespace hybridcache

@@ -113,14 +113,14 @@ Node* Tree::ancestor_at(Node* node, Position depth) {
 }
 
 PageId Tree::path_page(const Node* node, Position number) const {
-  while (node->begin() / page_size_ > number) node = node->parent;
-  return node->pages.at(number - node->begin() / page_size_);
+  while (paging_.whole(node->begin()) > number) node = node->parent;
+  return node->pages.at(number - paging_.whole(node->begin()));
 }
 
 std::vector<PageId> Tree::path_pages(const Node* node) const {
-  std::vector<PageId> pages(node->depth / page_size_);
+  std::vector<PageId> pages(paging_.whole(node->depth));
   for (; node->parent != nullptr; node = node->parent)
-    std::copy(node->pages.begin(), node->pages.end(), pages.begin() + node->begin() / page_size_);
+    std::copy(node->pages.begin(), node->pages.end(), pages.begin() + paging_.whole(node->begin()));
   return pages;
 }
 
@@ -147,7 +147,7 @@ Node* Tree::make_leaf(Node* parent, std::span<const Token> edge, const LeasePage
   leaf->depth = parent->depth + static_cast<Position>(edge.size());
   leaf->has_content = from.has_content && std::any_of(edge.begin(), edge.end(), [](Token token) { return token < 0; });
   if (leaf->has_content) contents_.acquire(edge);
-  for (auto page = parent->depth / page_size_; page < leaf->depth / page_size_; ++page) {
+  for (auto page = paging_.whole(parent->depth); page < paging_.whole(leaf->depth); ++page) {
     ensure(from.owned[page], "a page joins the tree that its lease does not own");
     from.owned[page] = false;
     arena_.count_page(from.table[page]);
@@ -163,7 +163,7 @@ Node* Tree::make_leaf(Node* parent, std::span<const Token> edge, const LeasePage
 Node* Tree::split(Node* node, Position at) {
   auto* upper = new Node;
   const auto cut = static_cast<std::size_t>(at - node->begin());
-  const auto pages = static_cast<std::size_t>(at / page_size_ - node->begin() / page_size_);
+  const auto pages = static_cast<std::size_t>(paging_.whole(at) - paging_.whole(node->begin()));
   upper->depth = at;
   upper->has_content = node->has_content;
   upper->edge.assign(node->edge.begin(), node->edge.begin() + cut);

@@ -2,7 +2,7 @@
 // nothing.
 //
 //     root                     A node owns, as members that die with it: its edge of tokens,
-//      |                       the pages whose last token lies on that edge, and at most one
+//      |                       the pages that become whole on that edge, and at most one
 //     [0, 5) *                 checkpoint (*: slot, tail page, kind), at exactly its end.
 //      |       |
 //     [5, 9)  [5, 7) *         split [5, 9) at 7:    [5, 9)  ->  [5, 7)
@@ -41,7 +41,7 @@ struct Node {
   Node* parent = nullptr;  // null in a root
   std::vector<Token> edge;
   Position depth = 0;                             // position of the end of the edge
-  std::vector<PageId> pages;                      // of begin() / page_size .. depth / page_size - 1
+  std::vector<PageId> pages;                      // numbers whole(begin()) .. whole(depth) - 1
   std::vector<std::pair<Token, Node*>> children;  // sorted by the first token of the edge
   std::optional<Checkpoint> checkpoint;
   int pins = 0;                       // anchors of leases, and Pins
@@ -99,8 +99,8 @@ struct Walk {
 
 class Tree {
  public:
-  Tree(std::int64_t page_size, Arena& arena, ContentTable& contents, Digest& digest)
-      : page_size_(page_size), arena_(arena), contents_(contents), digest_(digest) {}
+  Tree(const Paging& paging, Arena& arena, ContentTable& contents, Digest& digest)
+      : paging_(paging), arena_(arena), contents_(contents), digest_(digest) {}
   ~Tree();
   Tree(const Tree&) = delete;
   Tree& operator=(const Tree&) = delete;
@@ -137,9 +137,9 @@ class Tree {
   void touch(Node* node);  // used again: newest tick, not superseded
   void supersede(Node* node);
 
-  // The page of the path to `node` that holds the last token of page number `number`.
+  // Page number `number` of the path to `node`. REQUIRES: it is whole there.
   PageId path_page(const Node* node, Position number) const;
-  // Pages 0 .. node->depth / page_size - 1 of the path to `node`.
+  // The pages of the path to `node` that are whole there.
   std::vector<PageId> path_pages(const Node* node) const;
 
   std::int64_t nodes() const { return nodes_.get(); }
@@ -158,7 +158,7 @@ class Tree {
     if (node->checkpoint) watcher_->changed(*node);
   }
 
-  const std::int64_t page_size_;
+  const Paging paging_;
   Arena& arena_;
   ContentTable& contents_;
   Digest& digest_;

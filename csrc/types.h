@@ -46,11 +46,30 @@ constexpr const char* name(Reason reason) {
   return kReasonNames[index(reason)];
 }
 
+inline Position ceil_div(Position a, Position b) {
+  return (a + b - 1) / b;
+}
+
+// How positions fall into pages. A page is whole at the depth at which all that it depends on is known: with
+// lookahead = 1 the last entry of a draft layer's KV depends on the token after it, and its page is whole one token
+// later.
+struct Paging {
+  std::int64_t page_size = 64;  // tokens a page
+  std::int64_t lookahead = 0;   // 0 or 1
+
+  // How many pages are whole at `depth`.
+  Position whole(Position depth) const { return (depth > lookahead ? depth - lookahead : 0) / page_size; }
+  // Where page number `pages - 1` becomes whole; 0 for none.
+  Position whole_at(Position pages) const { return pages == 0 ? 0 : pages * page_size + lookahead; }
+  // How many pages the first `length` positions lie in.
+  Position spanned(Position length) const { return ceil_div(length, page_size); }
+};
+
 enum class Policy : std::uint8_t { standard, lru };
 enum class Keep : std::uint8_t { all, prompt, nothing };
 
 struct Options {
-  std::int64_t page_size = 64;  // tokens a page
+  Paging paging;
   std::int64_t page_bytes = 0;
   std::int64_t slot_bytes = 0;
   std::int64_t num_slabs = 0;  // unified arena; 0 means the fixed one, of num_pages and num_slots
@@ -61,6 +80,7 @@ struct Options {
   std::int64_t pass_cost = 512;          // tokens that one more forward pass is worth
   std::int64_t interior_spacing = 1024;  // tokens below which no sparse checkpoint is made
   std::int64_t run_ahead = 0;            // steps that may be launched before the one before is committed
+  std::int64_t draft_tokens = 0;         // most drafts in a step
   bool inner_checkpoints = false;
   Policy policy = Policy::standard;
 };
@@ -79,11 +99,16 @@ struct InnerCheckpoint {
 };
 
 struct Step {
-  Position begin = 0;
+  Position begin = 0;  // the lowest, if that is not known yet
   Position end = 0;
   SlotId read_slot = kNone;
   SlotId write_slot = kNone;
   std::vector<InnerCheckpoint> checkpoints;
+  // Of a verify step only:
+  Position begin_max = 0;          // the highest begin
+  std::vector<SlotId> candidates;  // what it reads if it begins at begin, begin + 1, .. begin_max
+  std::vector<SlotId> rows;        // its own: the state after each of its last tokens
+  bool verifies() const { return !rows.empty(); }
 };
 
 struct Copy {
@@ -138,9 +163,5 @@ class Digest {
  private:
   std::uint64_t state_ = 0x68796272696463ULL;
 };
-
-inline Position ceil_div(Position a, Position b) {
-  return (a + b - 1) / b;
-}
 
 }  // namespace hybridcache

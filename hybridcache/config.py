@@ -40,7 +40,9 @@ class ModelLayout:
     A page holds `page_size` tokens: layer by layer, part by part, each part [page_size, *shape] contiguous. A
     slot holds the recurrent parts of all layers, then those named `conv`, then `extra_state` (such as the
     last hidden state that a draft layer needs). `flops_per_token` and `flops_per_pair` are the F0 and c of
-    `flops`; by their defaults a layout that was written by hand counts tokens.
+    `flops`; by their defaults a layout that was written by hand counts tokens. `lookahead` is 1 where KV at a
+    position also depends on the token after it, as a draft layer's does: the last entry before a boundary is
+    provisional then, and written again by who goes on from there.
 
     Raises ValueError or TypeError on bad arguments; a layout needs at least one layer of each kind.
     """
@@ -50,6 +52,7 @@ class ModelLayout:
     extra_state: tuple[TensorSpec, ...] = ()
     flops_per_token: int = 1
     flops_per_pair: int = 0
+    lookahead: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -60,6 +63,8 @@ class ModelLayout:
         kinds = {layer.kind for layer in self.layers}
         if len(kinds) != 2:
             raise ValueError(f"layers: kinds {sorted(kinds)}, expected both 'attention' and 'recurrent'")
+        if self.lookahead not in (0, 1):
+            raise ValueError(f"lookahead: {self.lookahead!r}, expected 0 or 1")
         if self.flops_per_pair % 2:
             raise ValueError(f"flops_per_pair: {self.flops_per_pair}, expected an even number (2 per MAC)")
 

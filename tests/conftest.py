@@ -16,9 +16,17 @@ class Driver:
     """A cache with the engine's loop around it, and no tensors."""
 
     def __init__(
-        self, *, page_size: int = 4, pages_per_slab: int = 2, slabs: int = 64, **options: Any
+        self,
+        *,
+        page_size: int = 4,
+        pages_per_slab: int = 2,
+        slabs: int = 64,
+        lookahead: int = 0,
+        **options: Any,
     ) -> None:
-        layout = SimpleNamespace(page_size=page_size, page_bytes=64, slot_bytes=64 * pages_per_slab)
+        layout = SimpleNamespace(
+            page_size=page_size, page_bytes=64, slot_bytes=64 * pages_per_slab, lookahead=lookahead
+        )
         if "num_pages" not in options:
             options["memory_bytes"] = slabs * layout.slot_bytes
         self.cache = HybridCache(layout, **{"pass_cost": 4, "interior_spacing": 8, **options})

@@ -1,6 +1,6 @@
 """What the mutation run (mutants.py) breaks: reads the mutants, what each stands for, and checks them.
 
-The mutants are data, in mutants_life.py, mutants_store.py and mutants_outer.py, each as
+The mutants are data, in mutants_life.py, mutants_steps.py, mutants_store.py and mutants_outer.py, each as
 
     name: what it breaks, invariants and names of BUGS
     - the exact snippet of the file, which occurs once
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests import mutants_life, mutants_outer, mutants_store
+from tests import mutants_life, mutants_outer, mutants_steps, mutants_store
 
 ROOT = Path(__file__).resolve().parents[1]
 INVARIANTS = tuple(f"I{n}" for n in range(1, 13))
@@ -53,6 +53,7 @@ BUGS = {
     "learned": "a kind of checkpoint is made, or not made, against what its use says",
     "cap": "the cap on cached bytes or the caller's wish to keep nothing is ignored",
     "order-of-calls": "a call out of order is accepted",
+    "drafts": "a step that verifies drafts begins, ends, reads or writes where it should not, or is refused",
     "wrong-bytes": "a view or a copy touches other bytes than it should",
 }
 
@@ -87,7 +88,7 @@ def read(file: str, text: str) -> Iterator[Mutant]:
 
 
 def all_mutants() -> list[Mutant]:
-    files = {**mutants_store.FILES, **mutants_life.FILES, **mutants_outer.FILES}
+    files = {**mutants_store.FILES, **mutants_life.FILES, **mutants_steps.FILES, **mutants_outer.FILES}
     return [mutant for file, text in files.items() for mutant in read(file, text)]
 
 

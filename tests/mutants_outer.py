@@ -5,6 +5,17 @@ mutants_list.py.
 from __future__ import annotations
 
 PLACEMENT = r"""
+wanted_at_begin_too: drafts
+- const auto first = std::upper_bound(wanted.begin(), wanted.end(), from, before);
++ const auto first = std::upper_bound(wanted.begin(), wanted.end(), from - 1, before);
+wanted_at_the_last_missed: drafts state-too-far
+- std::upper_bound(first, wanted.end(), to, before)
++ std::upper_bound(first, wanted.end(), to - 1, before)
+wanted_twice: drafts
+- if (at == wanted.end() || at->position != position) at
++ at
+wanted_kind_stays: drafts
+-   *at = {position, Kind::breakpoint};
 trial_without_end: learned
 - kWorth * used_[k] >= made_[k]
 + true
@@ -95,6 +106,12 @@ boundary_to_come_ignored: learned deep-fork
 """
 
 TYPES = r"""
+lookahead_ignored: I5 drafts
+- return (depth > lookahead ? depth - lookahead : 0) / page_size;
++ return depth / page_size;
+lookahead_of_a_page: drafts
+- pages == 0 ? 0 : pages * page_size + lookahead
++ pages == 0 ? 0 : pages * page_size
 digest_of_events_only: I7
 - state_ = (state_ ^ (event << 56) ^ value) *
 + state_ = (state_ ^ (event << 56)) *
@@ -106,6 +123,9 @@ broken_cache_serves: I6
 two_threads_inside: I6
 - if (lock_.busy.test_and_set())
 + if (false)
+"""
+
+TOKENS = r"""
 negative_tokens: key-dropped
 - if (signs >= 0) return;
 + return;
@@ -209,5 +229,6 @@ FILES = {
     "csrc/lease.h": LEASE,
     "csrc/types.h": TYPES,
     "csrc/bind.cpp": BIND,
+    "csrc/tokens.h": TOKENS,
     "hybridcache/pools.py": POOLS,
 }

@@ -84,8 +84,8 @@ first_checkpoint_wins: longer-index deep-fork
 - if (node->checkpoint && node->depth <= limit) walk
 + if (node->checkpoint && node->depth <= limit && walk.resume == nullptr) walk
 page_of_the_next_node: I11 tail-evicted
-- while (node->begin() / page_size_ > number) node
-+ while (node->begin() / page_size_ >= number + 1 && node->begin() % page_size_ == 0) node
+- while (paging_.whole(node->begin()) > number) node
++ while (paging_.whole(node->begin()) > number && node->begin() % paging_.page_size == 0) node
 page_counted_by_nobody: I1 I5
 - arena_.count_page(from.table[page]);
 -     arena_.release_page
@@ -99,8 +99,8 @@ split_lifts_the_state: I2 other-depth
 +   node->parent = upper;
 +   upper->checkpoint = std::exchange(node->checkpoint, std::nullopt);
 split_by_rounded_pages: I11
-- at / page_size_ - node->begin() / page_size_
-+ (at - node->begin()) / page_size_
+- paging_.whole(at) - paging_.whole(node->begin())
++ paging_.whole(at - node->begin())
 split_keeps_pages_below: I1
 - node->pages.erase(node->pages.begin(), node->pages.begin() + pages);
 merge_loses_pages: I1 I11

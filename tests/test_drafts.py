@@ -369,7 +369,7 @@ def test_a_page_is_whole_one_token_later(length: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "call, error, message",
+    ("call", "error", "message"),
     [
         (lambda lease: lease.launch(4, rows=5), ValueError, "rows: 5 .* expected 0 to 4"),
         (lambda lease: lease.launch(9, rows=5), ValueError, "rows: 5 .* expected 0 to 4"),
@@ -393,10 +393,10 @@ def test_rows_inside_the_prompt_or_without_drafts() -> None:
     driver = Driver(draft_tokens=3)
     lease = driver.cache.reserve(PROMPT)
     assert lease is not None
-    with pytest.raises(ValueError, match="rows: 1 .* expected 0 inside the prompt"):
+    with pytest.raises(ValueError, match=r"rows: 1 .* expected 0 inside the prompt"):
         lease.launch(4, rows=1)
     plain = decoding(Driver())
-    with pytest.raises(ValueError, match="rows: 1 .* expected 0 to 0"):
+    with pytest.raises(ValueError, match=r"rows: 1 .* expected 0 to 0"):
         plain.launch(1, rows=1)
     assert len(launched(plain, 2).write_slots) == 1  # without drafts all tokens are certain
 

@@ -51,6 +51,10 @@ def check_integers(name: str, values: Any, *, low: int = -(2**62)) -> list[int]:
     return [check_integer(name, each, low=low) for each in check_each(name, values)]
 
 
+def check_rows(rows: int | None) -> int:
+    return -1 if rows is None else check_integer("rows", rows, low=0)
+
+
 def check_content_keys(keys: ContentKeys) -> list[tuple[int, bytes]]:
     checked = []
     for key in check_each("content_keys", keys):

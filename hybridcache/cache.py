@@ -28,6 +28,7 @@ from hybridcache._arguments import (
     check_flag,
     check_integer,
     check_integers,
+    check_rows,
     check_salt,
     size_arena,
 )
@@ -133,14 +134,20 @@ class Lease:
         changes."""
         return self._core.pages(self._id)
 
-    def launch(self, count: int) -> Step | None:
-        """Opens a step over at most `count` tokens from `computed` on; None: no room for its pages now, and
-        nothing changed.
+    def launch(self, count: int, *, rows: int | None = None) -> Step | None:
+        """Opens a step over at most `count` tokens from `computed` on; None: no room for it now, and nothing
+        changed.
 
         It ends at the end of the prompt, or at the next wanted boundary, at the latest. StateError if more
-        than `run_ahead` steps are not committed, or no plan has collected the last one. O(new pages + log n).
+        than `run_ahead` steps are not committed, or no plan has collected the last one.
+
+        rows: a verify step: all its tokens but the first may be drafts, it leaves the state after each of the
+        last `rows` in a slot of its own, and `commit` says how many tokens stay. 0: all tokens are certain.
+        None: `count` if the prompt is read, there are 2 to draft_tokens + 1 tokens or the step before is an
+        open verify step; else 0. ValueError inside the prompt, or beyond draft_tokens + 1 or `count`.
+        O(new pages + rows + log n).
         """
-        step = self._core.launch_one(self._id, check_integer("count", count, low=1))
+        step = self._core.launch_one(self._id, check_integer("count", count, low=1), check_rows(rows))
         return None if step is None else Step(*step)
 
     def commit(self, tokens: Tokens = ()) -> None:
@@ -148,10 +155,22 @@ class Lease:
         prefill it takes none.
 
         Never ones that were only sampled. The plan that carries the step must be applied. If a boundary is
-        wanted here, the live slot becomes the checkpoint and the lease goes on from it. O(new tokens + log
-        n).
+        wanted here, the live slot becomes the checkpoint and the lease goes on from it.
+
+        Of a verify step the tokens that stay: as many as there is a row for, or none. A boundary inside them
+        is published from its own row. With another step open behind it, none means none of that one either.
+        O(new tokens + log n).
         """
-        self._core.commit([self._id], tokens)
+        self._core.commit_one(self._id, tokens)
+
+    def want(self, position: int) -> None:
+        """Asks for a checkpoint at `position` (a breakpoint), as soon as the tokens show that one is worth
+        it: where a tool call ends, before reasoning that the next turn will drop.
+
+        Beyond `computed`; or at it, if the last open step is an ordinary one; or where the oldest open step,
+        a verify step, leaves a row. Else ValueError. O(log boundaries wanted).
+        """
+        self._core.want(self._id, check_integer("position", position, low=-(2**62), high=2**40))
 
     def fork(self) -> Lease | None:
         """A second lease at `committed`; both continue from one checkpoint. None: no room, and nothing
@@ -208,9 +227,11 @@ class Pin:
 class HybridCache:
     """The prefix cache of one model (on one tensor-parallel rank).
 
-    layout: page_size (tokens), page_bytes and slot_bytes, such as a ModelLayout.
+    layout: page_size (tokens), page_bytes and slot_bytes, such as a ModelLayout; lookahead: 1 where KV at a
+        position also depends on the token after it (a draft layer's).
     memory_bytes: one arena that pages and slots share; or num_pages and num_slots: two fixed regions.
     run_ahead: 1 where the engine launches a step before it commits the one before (overlap).
+    draft_tokens: most draft tokens in a step, 0 to 7 (speculative decoding, see Lease.launch).
     inner_checkpoints: the engine can leave states at inner positions of one forward (Step.checkpoints), so
         cuts cost no extra pass.
     alignment: paid cuts fall on begin + alignment * k tokens; 64 where a resumed GDN scan must be bitwise
@@ -235,6 +256,7 @@ class HybridCache:
         num_pages: int | None = None,
         num_slots: int | None = None,
         run_ahead: int = 0,
+        draft_tokens: int = 0,
         inner_checkpoints: bool = False,
         alignment: int = 1,
         max_cached_bytes: int | None = None,
@@ -251,7 +273,10 @@ class HybridCache:
         options.page_size = check_integer("layout.page_size", layout.page_size, low=1, high=2**20)
         options.page_bytes = check_integer("layout.page_bytes", layout.page_bytes, low=1)
         options.slot_bytes = check_integer("layout.slot_bytes", layout.slot_bytes, low=1)
+        lookahead = getattr(layout, "lookahead", 0)
+        options.lookahead = check_integer("layout.lookahead", lookahead, low=0, high=1)
         options.run_ahead = check_integer("run_ahead", run_ahead, low=0, high=1)
+        options.draft_tokens = check_integer("draft_tokens", draft_tokens, low=0, high=7)
         options.inner_checkpoints = check_flag("inner_checkpoints", inner_checkpoints)
         options.alignment = check_integer("alignment", alignment, low=1)
         options.pass_cost = check_integer("pass_cost", pass_cost, low=0)
@@ -285,9 +310,9 @@ class HybridCache:
         """Takes a live slot and all pages that the prompt (and max_new_tokens more) needs; None: no room now,
         and nothing changed.
 
-        breakpoints: positions in [1, L] at which the caller wants checkpoints, such as the ends of chat
-        messages. Other arguments as for `match`. ValueError if not even the empty arena could hold it. One
-        memcmp pass, then O(new tokens + pages + log n).
+        breakpoints: positions in [1, L + max_new_tokens] at which the caller wants checkpoints, such as the
+        ends of chat messages (see also `Lease.want`). Other arguments as for `match`. ValueError if not even
+        the empty arena could hold it. One memcmp pass, then O(new tokens + pages + log n).
         """
         lease = self._core.reserve(
             tokens,
@@ -301,19 +326,29 @@ class HybridCache:
         )
         return None if lease is None else Lease(self, lease)
 
-    def launch(self, leases: Sequence[Lease], counts: Sequence[int]) -> Steps:
+    def launch(
+        self, leases: Sequence[Lease], counts: Sequence[int], *, rows: Sequence[int | None] | None = None
+    ) -> Steps:
         """`Lease.launch` for a batch: no room is per lease, a caller's mistake refuses the whole batch."""
         return Steps(
             *self._core.launch(
                 self._ids(leases),
                 check_integers("counts", counts, low=1),
+                [check_rows(each) for each in check_each("rows", () if rows is None else rows)],
             )
         )
 
-    def commit(self, leases: Sequence[Lease], tokens: Tokens = ()) -> None:
+    def commit(
+        self, leases: Sequence[Lease], tokens: Tokens = (), counts: Sequence[int] | None = None
+    ) -> None:
         """`Lease.commit` for a batch: `tokens` holds each lease's ids, lease after lease. A mistake refuses
-        the whole batch."""
-        self._core.commit(self._ids(leases), tokens)
+        the whole batch.
+
+        counts: how many of the tokens are whose; may be left out where no step is a verify step.
+        """
+        self._core.commit(
+            self._ids(leases), tokens, None if counts is None else check_integers("counts", counts, low=0)
+        )
 
     def plan(self) -> Plan:
         """What the steps launched since the last plan need copied and zeroed. Once per engine step;

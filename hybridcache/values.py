@@ -59,6 +59,11 @@ class Step(NamedTuple):
     where to leave it. With `copies="eager"` the plan has copied or zeroed write_slot, and kernels update it
     in place. checkpoints: (position, slot) of states to leave at inner positions (only with
     inner_checkpoints).
+
+    A verify step (speculative decoding) leaves the state after each of its last len(write_slots) tokens in
+    `write_slots`, in order; nothing is copied for more than one. Launched behind another one it begins
+    anywhere in begin .. begin_max, and reads `read_slots[j]` if it begins at begin + j; it has end - begin
+    tokens in any case.
     """
 
     begin: int
@@ -66,13 +71,22 @@ class Step(NamedTuple):
     read_slot: int
     write_slot: int
     checkpoints: list[tuple[int, int]]
+    begin_max: int
+    read_slots: list[int]
+    write_slots: list[int]
+
+    @property
+    def begin_min(self) -> int:
+        """The same as `begin`, for who reads it beside `begin_max`."""
+        return self.begin
 
 
 class Steps(NamedTuple):
     """The steps of a batch, one row a lease; rows with ready[i] False found no room and launched nothing.
 
     ready bool[n], begin and end int64[n], read_slots and write_slots int32[n], checkpoints [(row, position,
-    slot)].
+    slot)]; begin_max int64[n], candidates and rows int32[n, draft_tokens + 1]: the read_slots and write_slots
+    of each `Step`, padded with -1.
     """
 
     ready: npt.NDArray[np.bool_]
@@ -81,6 +95,9 @@ class Steps(NamedTuple):
     read_slots: Int32
     write_slots: Int32
     checkpoints: list[tuple[int, int, int]]
+    begin_max: npt.NDArray[np.int64]
+    candidates: Int32
+    rows: Int32
 
 
 class Plan(NamedTuple):

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ._hf_request import Keep, OutOfRoomError, Request, StepRecord
+from ._hf_drafts import Drafter, propose
+from ._hf_request import Keep, OutOfRoomError, Request, StepRecord, Verification
 from ._hf_sampling import Sampling
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ class Result:
     `sequence`: prompt and generated ids (all but the last generated one have been read). `match`: what the
     cache knew and why the hit was cut there. `reused` and `computed`: prompt tokens restored and run through
     the model. `extra_passes`: forward passes made only to leave a checkpoint. `seconds_to_first_token` is
-    counted from when the request found room (None: nothing was generated).
+    counted from when the request found room (None: nothing was generated). With a drafter, `drafts_proposed`
+    tokens were run through the model in `verify_passes` forward passes, and the first ones of each pass that
+    greedy decoding picks, `drafts_accepted` in all, stayed; `void_passes` of these passes were made in vain,
+    what stayed was read again. `steps` lists all forward passes but those.
     """
 
     sequence: list[int]
@@ -40,6 +44,10 @@ class Result:
     steps: list[StepRecord]
     extra_passes: int
     seconds_to_first_token: float | None
+    verify_passes: int
+    void_passes: int
+    drafts_proposed: int
+    drafts_accepted: int
 
 
 class Options:
@@ -51,6 +59,7 @@ class Options:
         eos: int | Iterable[int] | None,
         keep: Keep,
         on_step: OnStep | None,
+        drafter: Drafter | None,
         sampling: dict[str, Any],
     ) -> None:
         if max_new_tokens < 0:
@@ -61,7 +70,12 @@ class Options:
         self.eos = frozenset(() if eos is None else (eos,) if isinstance(eos, int) else eos)
         self.keep = keep
         self.on_step: OnStep = on_step or (lambda index, record: None)
+        self.drafter = drafter
         self.sampling = Sampling(**sampling)
+        if drafter is not None and not callable(drafter):
+            raise TypeError(f"drafter: {drafter!r}, expected a callable of tokens and a count")
+        if drafter is not None and self.sampling.do_sample:
+            raise ValueError("drafter: given with do_sample=True, expected greedy sampling")
 
 
 class Generation:
@@ -74,6 +88,7 @@ class Generation:
         self._started = started
         self._first_token: float | None = None
         self._generated: list[int] = []
+        self._verified: list[Verification] = []
 
     @property
     def done(self) -> bool:
@@ -90,14 +105,13 @@ class Generation:
             pass
 
     def advance(self) -> bool:
-        """One forward pass, and the next token if the prompt has been read. False: no room now."""
-        request = self.request
-        record = request.decode(self._generated[-1]) if request.prefilled else request.prefill()
-        if record is None:
-            return False
-        self._options.on_step(self.index, record)
-        self._sample()
-        return True
+        """One step, and the next token if the prompt has been read. False: no room now."""
+        records = self._step()
+        for record in records:
+            self._options.on_step(self.index, record)
+        if records:
+            self._sample()
+        return bool(records)
 
     def finish(self) -> Result:
         """Close the request: its state stays as `keep` says."""
@@ -111,9 +125,37 @@ class Generation:
             steps=request.steps,
             extra_passes=lease.extra_passes,
             seconds_to_first_token=self._first_token,
+            verify_passes=sum(each.proposed > 0 for each in self._verified),
+            void_passes=sum(each.void for each in self._verified),
+            drafts_proposed=sum(each.proposed for each in self._verified),
+            drafts_accepted=sum(each.accepted for each in self._verified),
         )
         request.close(keep=self._options.keep)
         return result
+
+    def _step(self) -> list[StepRecord]:
+        request = self.request
+        if not request.prefilled:
+            record = request.prefill()
+        elif self._options.drafter is None:
+            record = request.decode(self._generated[-1])
+        else:
+            return self._verify(self._options.drafter)
+        return [] if record is None else [record]
+
+    def _verify(self, drafter: Drafter) -> list[StepRecord]:
+        """Drafts for all but the last token that is still to come: that one is never read."""
+        request, token = self.request, self._generated[-1]
+        k = min(request.draft_tokens, self._options.max_new_tokens - len(self._generated) - 1)
+        drafts: list[int] = []
+        if k > 0:
+            drafts = propose(drafter, [*request.tokens, token], k, self._options.eos)
+        verified = request.verify(token, drafts)
+        if verified is None:
+            return []
+        self._verified.append(verified)
+        self._generated += drafts[: verified.accepted]
+        return verified.records
 
     def _sample(self) -> None:
         logits = self.request.last_logits

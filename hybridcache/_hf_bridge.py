@@ -102,6 +102,18 @@ class Bridge:
             self._load_states(cache, spec, slot)
         return cache
 
+    def rewind(self, cache: DynamicCache, slot: int, length: int) -> None:
+        """Make a cache that has read on from `length` forget that: the states at `length` come from `slot`.
+
+        The same bits as `load`, without copying KV. O(one state).
+        """
+        for spec in self._attention:
+            layer: Any = cache.layers[spec.index]
+            layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
+        for spec in self._recurrent:
+            for part, pool in zip(spec.parts, self._pools.state(spec.index), strict=True):
+                live_state(cache, spec.index, part.name).copy_(pool[slot])
+
     def store(self, cache: DynamicCache, pages: NDArray[np.int32], slot: int, begin: int, end: int) -> None:
         """Write the KV of tokens `[begin, end)` into `pages` and the states at `end` into `slot`. O(end -
         begin).

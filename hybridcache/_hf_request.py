@@ -1,4 +1,4 @@
-"""One request of the transformers adapter, driven step by step: open, prefill, decode, fork, close.
+"""One request of the transformers adapter, driven step by step: open, prefill, decode or verify, fork, close.
 
 Owns a lease, the token ids that go with it and, between two steps, the model's `DynamicCache`. Pages and
 slots are the storage: the cache object may be dropped after any step and rebuilt from them
@@ -7,12 +7,15 @@ slots are the storage: the cache object may be dropped after any step and rebuil
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import Tensor
 from transformers import DynamicCache
 
+from ._hf_drafts import count_accepted
 from .errors import StateError
 
 if TYPE_CHECKING:
@@ -41,6 +44,19 @@ class StepRecord(NamedTuple):
     logits: Tensor | None
 
 
+class Verification(NamedTuple):
+    """What came of one verify step: of `proposed` drafts that were run through the model the first `accepted`
+    stay.
+
+    `records`: the forward passes that read what stays. `void`: before them, one was made in vain.
+    """
+
+    records: list[StepRecord]
+    proposed: int
+    accepted: int
+    void: bool
+
+
 class Request:
     """A hold on the cache and the model's view of it. Made by `CachedModel.open`, and by `fork`.
 
@@ -58,6 +74,7 @@ class Request:
         self._lease = lease
         self._return_logits = return_logits
         self._cache: DynamicCache | None = None
+        self._cache_is_ahead = False  # it has read drafts that do not stay
 
     @property
     def lease(self) -> Lease:
@@ -68,6 +85,11 @@ class Request:
     def prefilled(self) -> bool:
         """Whether the whole prompt has been read."""
         return self._lease.computed >= self._lease.prompt_length
+
+    @property
+    def draft_tokens(self) -> int:
+        """Most drafts that `verify` takes."""
+        return self._engine.draft_tokens
 
     @property
     def closed(self) -> bool:
@@ -105,6 +127,27 @@ class Request:
                 self.tokens.pop()
         return record
 
+    def verify(self, token: int, drafts: Sequence[int]) -> Verification | None:
+        """Read one token and as many of the `drafts` after it as greedy decoding picks, in one forward pass.
+
+        If all are right, that is all. Else the pass is void, and a second one reads what stays: a
+        transformers model leaves no state but its last. A breakpoint among the drafts ends the step there,
+        and its checkpoint is made. `last_logits` are those after the last token that stays. Without drafts,
+        or without room for the state of the drafts, the token alone is read, as by `decode`. None: no room
+        now, nothing changed. Raises as `prefill`, and ValueError for more drafts than `draft_tokens`.
+        """
+        engine = self._engine
+        token, drafts = engine.check_token(token), [engine.check_token(draft, "drafts") for draft in drafts]
+        if len(drafts) > engine.draft_tokens:
+            raise ValueError(
+                f"drafts: {len(drafts)} tokens, expected at most {engine.draft_tokens} (draft_tokens)"
+            )
+        launched = self._lease.launch(1 + len(drafts), rows=1) if drafts and self.prefilled else None
+        if launched is None:
+            record = self.decode(token)
+            return None if record is None else Verification([record], 0, 0, False)
+        return self._verify(launched, [token, *drafts])
+
     def fork(self) -> Request | None:
         """A second request that goes on from here, independent of this one; None: no room now, nothing
         changed.
@@ -136,32 +179,76 @@ class Request:
 
     def _step(self, count: int) -> StepRecord | None:
         step = self._lease.launch(count)
-        if step is None:
-            return None
+        return None if step is None else self._read(step)
+
+    def _read(self, step: Step) -> StepRecord:
+        """One forward pass over tokens that all stay."""
+        with self._discarded_on_failure():
+            logits = self._forward(step, every_row=self._return_logits)
+            return self._keep(step, logits)
+
+    def _verify(self, step: Step, tokens: list[int]) -> Verification | None:
+        """The verify step: its row holds the state if all it read stays; else what stays is read again."""
+        begin, drafts = step.begin, tokens[1 : step.end - step.begin]
+        records: list[StepRecord] = []
+        self.tokens += [tokens[0], *drafts]
         try:
-            logits = self._run(step)
-            self._lease.commit(self.tokens[max(step.begin, self._lease.prompt_length) : step.end])
-        except BaseException:
-            self.close(discard=True)
-            self._engine.settle_after_failure()
-            raise
+            with self._discarded_on_failure():
+                logits = self._forward(step, every_row=True)
+                accepted = count_accepted(logits, drafts)
+                if accepted == len(drafts):
+                    records.append(self._keep(step, logits))
+                else:
+                    self._lease.commit()
+                    self._cache_is_ahead = True
+            if accepted < len(drafts):
+                self._read_again(1 + accepted, records)
+        finally:
+            del self.tokens[records[-1].end if records else begin :]
+        if not records:
+            return None
+        return Verification(records, len(drafts), len(self.tokens) - begin - 1, accepted < len(drafts))
+
+    def _read_again(self, count: int, records: list[StepRecord]) -> None:
+        """Read the tokens that stay of a void step; a boundary may part them, and a part find no room."""
+        end = self._lease.committed + count
+        while self._lease.committed < end:
+            step = self._lease.launch(end - self._lease.committed, rows=0)
+            if step is None:
+                break
+            records.append(self._read(step))
+
+    def _forward(self, step: Step, *, every_row: bool) -> Tensor:
+        """Apply the plan and run the model over `[begin, end)`; what it leaves is in its own cache object."""
+        engine = self._engine
+        engine.apply_plan()
+        slot = step.write_slot if engine.copies == "eager" else step.read_slot
+        if self._cache is None or engine.rebuild_every_step:
+            self._cache = engine.bridge.load(self._lease.pages, slot, step.begin)
+        elif self._cache_is_ahead:
+            engine.bridge.rewind(self._cache, slot, step.begin)
+        self._cache_is_ahead = False
+        return engine.forward(self.tokens[step.begin : step.end], self._cache, every_row=every_row)
+
+    def _keep(self, step: Step, logits: Tensor) -> StepRecord:
+        """Leave the KV of all tokens in the pages and the state in the write slot, and commit."""
+        engine, lease = self._engine, self._lease
+        assert self._cache is not None
+        engine.bridge.store(self._cache, lease.pages, step.write_slot, step.begin, step.end)
+        if engine.rebuild_every_step:
+            self._cache = None
+        lease.commit(self.tokens[max(step.begin, lease.prompt_length) : step.end])
         record = StepRecord(step.begin, step.end, logits if self._return_logits else None)
         self.last_logits = logits[-1]
         self.steps.append(record)
         return record
 
-    def _run(self, step: Step) -> Tensor:
-        """Apply the plan, run the model over `[begin, end)` and leave KV in the pages, the state in the write
-        slot.
-        """
-        engine = self._engine
-        engine.apply_plan()
-        pages = self._lease.pages  # anew at every step: a launch may have appended
-        cache = self._cache
-        if cache is None or engine.rebuild_every_step:
-            slot = step.write_slot if engine.copies == "eager" else step.read_slot
-            cache = engine.bridge.load(pages, slot, step.begin)
-        logits = engine.forward(self.tokens[step.begin : step.end], cache, every_row=self._return_logits)
-        engine.bridge.store(cache, pages, step.write_slot, step.begin, step.end)
-        self._cache = None if engine.rebuild_every_step else cache
-        return logits
+    @contextmanager
+    def _discarded_on_failure(self) -> Iterator[None]:
+        """Whatever fails inside closes the request, and nothing of the step can be served."""
+        try:
+            yield
+        except BaseException:
+            self.close(discard=True)
+            self._engine.settle_after_failure()
+            raise

@@ -30,7 +30,8 @@ from ._hf_bridge import (
     check_cache_matches,
     check_transformers_version,
 )
-from ._hf_request import Keep, OutOfRoomError, Request, StepRecord
+from ._hf_drafts import Drafter, PromptLookup
+from ._hf_request import Keep, OutOfRoomError, Request, StepRecord, Verification
 from ._hf_sampling import Sampling
 from .cache import HybridCache
 from .config import ModelLayout
@@ -39,13 +40,16 @@ from .values import Plan
 
 __all__ = [
     "CachedModel",
+    "Drafter",
     "OutOfRoomError",
+    "PromptLookup",
     "Request",
     "Result",
     "Sampling",
     "StepRecord",
     "TransformersVersionError",
     "UnsupportedModelError",
+    "Verification",
 ]
 
 Tokens = Sequence[int] | Tensor
@@ -58,7 +62,8 @@ class CachedModel:
     `prefill_chunk`: most prompt tokens in one forward pass (None: no limit). `copies`: see `Pools`.
     `state_dtype`: what recurrent states are kept in; only "float32" restores them exactly.
     `rebuild_every_step` drops the model's cache object at each step and reloads it from pages and slot:
-    slower, same bits, and half the KV memory between steps. Other options go to `HybridCache`;
+    slower, same bits, and half the KV memory between steps. `draft_tokens`: most drafts in one verify step (0
+    to 7), for `generate(drafter=...)`. Other options go to `HybridCache`;
     `inner_checkpoints` is refused, a transformers model leaves its state at the end of a forward pass only.
 
     Raises `UnsupportedModelError` if the model is not a supported hybrid, is spread over devices or in
@@ -77,6 +82,7 @@ class CachedModel:
         prefill_chunk: int | None = None,
         state_dtype: str = "float32",
         rebuild_every_step: bool = False,
+        draft_tokens: int = 0,
         **cache_options: Any,
     ) -> None:
         check_transformers_version()
@@ -97,13 +103,19 @@ class CachedModel:
         )
         check_cache_matches(config, self.layout)
         self.cache = HybridCache(
-            self.layout, memory_bytes=memory_bytes, num_pages=num_pages, num_slots=num_slots, **cache_options
+            self.layout,
+            memory_bytes=memory_bytes,
+            num_pages=num_pages,
+            num_slots=num_slots,
+            draft_tokens=draft_tokens,
+            **cache_options,
         )
         self.pools = Pools(self.layout, self.cache.geometry, device=model.device, copies=copies)
         self.bridge = Bridge(config, self.layout, self.pools, model.device)
         self.copies = copies
         self.prefill_chunk = prefill_chunk
         self.rebuild_every_step = rebuild_every_step
+        self.draft_tokens = draft_tokens
         self._vocab_size = int(config.vocab_size)
         self._pending: Plan | None = None
 
@@ -118,9 +130,9 @@ class CachedModel:
     ) -> Request | None:
         """Match a prompt and hold room for it and `max_new_tokens` more; None: no room now, nothing changed.
 
-        The lower-level door: the caller drives `Request.prefill`, `decode`, `fork` and `close`.
-        `breakpoints`: positions where a checkpoint is wanted. `return_logits` keeps every row of logits in
-        the steps, else only the last is made.
+        The lower-level door: the caller drives `Request.prefill`, `decode` or `verify`, `fork` and `close`.
+        `breakpoints`: positions where a checkpoint is wanted, up to the last new token. `return_logits` keeps
+        every row of logits in the steps, else only the last is made.
         """
         tokens = self._tokens(input_ids)
         lease = self.cache.reserve(
@@ -148,6 +160,7 @@ class CachedModel:
         keep: Keep = "all",
         return_logits: bool = False,
         on_step: OnStep | None = None,
+        drafter: Drafter | None = None,
         **sampling: Any,
     ) -> Result | list[Result]:
         """Continue one prompt (list of ids, 1-D tensor, 2-D tensor of one row: gives a `Result`) or a list of
@@ -155,15 +168,17 @@ class CachedModel:
 
         `salt` and `breakpoints` hold for all prompts, or give one per prompt. `eos_token_id` ends a sequence
         (and stays in it). `sampling`: the fields of `Sampling`, greedy by default. `on_step(index, record)`
-        is called after each forward pass. A batch larger than the arena completes too: requests without room
-        wait for others to finish. If anything raises, all requests of this call are closed and publish
-        nothing more; `OutOfRoomError` if none can go on.
+        is called after each forward pass that `Result.steps` lists. `drafter(tokens, k)` proposes up to `k`
+        ids that may come next (`PromptLookup` does so from the tokens alone): what greedy decoding would pick
+        too is read in one forward pass, the tokens stay those of greedy decoding. A batch larger than the
+        arena completes too: requests without room wait for others to finish. If anything raises, all requests
+        of this call are closed and publish nothing more; `OutOfRoomError` if none can go on.
         """
         prompts, single = _prompts(input_ids)
         salts = _one_each("salt", salt, len(prompts), shared=isinstance(salt, bytes))
         flat = all(isinstance(cut, (int, np.integer)) for cut in breakpoints)
         cuts = _one_each("breakpoints", breakpoints, len(prompts), shared=flat)
-        options = Options(max_new_tokens, eos_token_id, keep, on_step, sampling)
+        options = self._options(max_new_tokens, eos_token_id, keep, on_step, drafter, sampling)
         for prompt in prompts:
             self._tokens(prompt)  # a bad prompt refuses the whole batch, before anything runs
         waiting = [
@@ -192,6 +207,7 @@ class CachedModel:
         keep: Keep = "all",
         return_logits: bool = False,
         on_step: OnStep | None = None,
+        drafter: Drafter | None = None,
         **sampling: Any,
     ) -> list[Result]:
         """`n` independent continuations of one prompt, which is read once and forked `n - 1` times at its
@@ -203,7 +219,7 @@ class CachedModel:
         """
         if n < 1:
             raise ValueError(f"n: {n}, expected at least 1")
-        options = Options(max_new_tokens, eos_token_id, keep, on_step, sampling)
+        options = self._options(max_new_tokens, eos_token_id, keep, on_step, drafter, sampling)
         open_prompt = partial(
             self.open,
             self._tokens(input_ids),
@@ -225,14 +241,14 @@ class CachedModel:
             raise
         return [results[-1], *results[:-1]]
 
-    def check_token(self, token: int) -> int:
+    def check_token(self, token: int, name: str = "token") -> int:
         """`token` as an int; TypeError if it is none, ValueError for an id outside the vocabulary."""
         try:
             token = operator.index(token)
         except TypeError:
-            raise TypeError(f"token: {token!r}, expected an integer") from None
+            raise TypeError(f"{name}: {token!r}, expected an integer") from None
         if not 0 <= token < self._vocab_size:
-            raise ValueError(f"token: {token}, expected 0 <= token < {self._vocab_size} (the vocabulary)")
+            raise ValueError(f"{name}: {token}, expected 0 <= token < {self._vocab_size} (the vocabulary)")
         return token
 
     def apply_plan(self) -> None:
@@ -263,6 +279,12 @@ class CachedModel:
         )
         logits: Tensor = output.logits[0]
         return logits
+
+    def _options(self, *options: Any) -> Options:
+        checked = Options(*options)
+        if checked.drafter is not None and not self.draft_tokens:
+            raise ValueError("drafter: given with draft_tokens=0, expected CachedModel(..., draft_tokens=k)")
+        return checked
 
     def _apply_pending(self, plan: Plan) -> None:
         self.pools.apply(plan)

@@ -1,23 +1,29 @@
 """Tiny random hybrid models that remember, and the reference they are compared with.
 
 Owns: configurations of a few thousand weights (4 layers, 3 recurrent and 1 full, hidden size 64, key and
-value heads of unequal size), and `run_schedule`, which drives one `DynamicCache` through a schedule of steps
-without hybridcache. Default initialisation would make every recurrent layer forget within about one token,
-and a wrong state would change no logit: `A_log` is set here so that the states decay slowly, and the weights
-are large enough for states to matter.
+value heads of unequal size); `run_schedule`, which drives one `DynamicCache` through a schedule of steps
+without hybridcache; and forward passes of Qwen3.5 that leave a state after each token. Default initialisation
+would make every recurrent layer forget within about one token, and a wrong state would change no logit:
+`A_log` is set here so that the states decay slowly, and the weights are large enough for states to matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from hybridcache._hf_bridge import live_state
+
 VOCAB = 128
 LAYER_TYPES = ["linear_attention", "linear_attention", "full_attention", "linear_attention"]
+RECURRENT = [index for index, kind in enumerate(LAYER_TYPES) if kind == "linear_attention"]
+PARTS = ("conv", "recurrent")
+State = dict[tuple[int, str], torch.Tensor]
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
@@ -165,3 +171,148 @@ def largest_error(logits: torch.Tensor, reference: torch.Tensor) -> float:
     """Largest absolute difference over the largest |logit| of the reference."""
     difference = (logits.float() - reference.float()).abs().max()
     return float(difference / reference.float().abs().max())
+
+
+# Forward passes of Qwen3.5 that leave a state after each token ----------------------------------------------
+
+
+def states_of(cache: DynamicCache) -> State:
+    """A copy of every recurrent layer's state as it is now, in the form of a slot."""
+    return {(index, name): live_state(cache, index, name).clone() for index in RECURRENT for name in PARTS}
+
+
+class LayersOneByOne:
+    """One forward pass in which every layer reads its tokens one after the other, as plain decoding does.
+
+    So logits, KV and states are bit for bit those of plain decoding, however many tokens a pass has.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model: Any = model
+
+    @torch.no_grad()
+    def __call__(self, tokens: Sequence[int], cache: DynamicCache) -> tuple[torch.Tensor, list[State]]:
+        """Logits `[n, vocab]` and the states after each of the n tokens."""
+        after: list[State] = [{} for _ in tokens]
+        with self._patched(cache, after):
+            ids = torch.tensor([list(tokens)])
+            output = self._model(input_ids=ids, past_key_values=cache, use_cache=True)
+        return output.logits[0], after
+
+    @contextmanager
+    def _patched(self, cache: DynamicCache, after: list[State]) -> Iterator[None]:
+        base = self._model.model
+        with ExitStack() as stack:
+            for index, layer in enumerate(base.layers):
+                stack.enter_context(
+                    _forward_as(layer, _tokens_one_by_one(index, layer.forward, cache, after))
+                )
+            for module in (base.norm, self._model.lm_head):
+                stack.enter_context(_forward_as(module, _rows_one_by_one(module.forward)))
+            positions = _positions_one_by_one(base.rotary_emb.forward)
+            stack.enter_context(_forward_as(base.rotary_emb, positions))
+            yield
+
+
+@contextmanager
+def _forward_as(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def _tokens_one_by_one(
+    index: int, forward: Callable[..., torch.Tensor], cache: DynamicCache, after: list[State]
+) -> Callable[..., torch.Tensor]:
+    names = PARTS if index in RECURRENT else ()
+
+    def one_by_one(hidden_states: torch.Tensor, *, position_embeddings: Any, **rest: Any) -> torch.Tensor:
+        rest["attention_mask"] = rest["position_ids"] = None
+        rows = []
+        for row, states in enumerate(after):
+            part = slice(row, row + 1)
+            angles = tuple(each[:, part] for each in position_embeddings)
+            rows.append(forward(hidden_states[:, part], position_embeddings=angles, **rest))
+            states.update({(index, name): live_state(cache, index, name).clone() for name in names})
+        return torch.cat(rows, dim=1)
+
+    return one_by_one
+
+
+def _rows_one_by_one(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return lambda states: torch.cat([forward(row) for row in states.split(1, dim=1)], dim=1)
+
+
+def _positions_one_by_one(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def one_by_one(states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows = [forward(states, ids) for ids in position_ids.split(1, dim=-1)]
+        return tuple(torch.cat(parts, dim=1) for parts in zip(*rows, strict=True))
+
+    return one_by_one
+
+
+class KernelsOneByOne:
+    """One forward pass over n tokens at once; its recurrence alone goes token by token and keeps each state.
+
+    That is what an engine's kernels do. Matrix products of n rows round differently from those of one.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model: Any = model
+
+    @torch.no_grad()
+    def __call__(self, tokens: Sequence[int], cache: DynamicCache) -> tuple[torch.Tensor, list[State]]:
+        """Logits `[n, vocab]` and the states after each of the n tokens."""
+        ids = torch.tensor([list(tokens)])
+        if len(tokens) == 1:
+            output = self._model(input_ids=ids, past_key_values=cache, use_cache=True)
+            return output.logits[0], [states_of(cache)]
+        after: list[State] = [{} for _ in tokens]
+        for index in RECURRENT:
+            _keep_conv(cache.layers[index], index, after)
+        with _recurrence_one_by_one(after):
+            output = self._model(input_ids=ids, past_key_values=cache, use_cache=True)
+        return output.logits[0], after
+
+
+@contextmanager
+def _recurrence_one_by_one(after: list[State]) -> Iterator[None]:
+    from transformers.models.qwen3_5 import modeling_qwen3_5 as code
+
+    chunked = code.torch_chunk_gated_delta_rule
+    layers = iter(RECURRENT)  # they call it in the order of the model
+
+    def one_by_one(
+        *inputs: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, initial_state: torch.Tensor, **rest: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        index, outputs, state = next(layers), [], initial_state
+        for row, states in enumerate(after):
+            *one, one_g, one_beta = (each[:, row : row + 1] for each in (*inputs, g, beta))
+            output, state = code.torch_recurrent_gated_delta_rule(
+                *one, g=one_g, beta=one_beta, initial_state=state, **rest
+            )
+            outputs.append(output)
+            states[index, "recurrent"] = state[0].clone()
+        return torch.cat(outputs, dim=1), state
+
+    code.torch_chunk_gated_delta_rule = one_by_one
+    try:
+        yield
+    finally:
+        code.torch_chunk_gated_delta_rule = chunked
+
+
+def _keep_conv(layer: Any, index: int, after: list[State]) -> None:
+    """Each token's conv state is a window of what the layer convolves: its old columns, then one a token."""
+    update = layer.update_conv_state
+
+    def recorded(new: torch.Tensor, *args: Any, **rest: Any) -> torch.Tensor:
+        columns = update(new, *args, **rest)
+        for row, states in enumerate(after):
+            end = columns.shape[-1] - len(after) + row + 1
+            states[index, "conv"] = columns[0, :, end - layer.conv_kernel_size[0] + 1 : end].clone()
+        return columns
+
+    layer.update_conv_state = recorded

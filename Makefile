@@ -4,13 +4,15 @@
 # make stress    a million random actions of the core beside the oracle (ACTIONS=n)
 # make ranks     eight processes that make the same million calls reach the same digest (CALLS=n)
 # make mutants   deliberate bugs, each of which the tests must catch (SAMPLE=n for some of them)
-# make sanitize  the tests of the core under AddressSanitizer and UndefinedBehaviorSanitizer
+# make sanitize  the core under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer and valgrind
+# make fuzz      libFuzzer on the core's calls, check() after each (SECONDS=n)
 # Everything lives in .venv; nothing is installed elsewhere. PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
+FUZZER := $(wildcard tests/fuzz/*.cpp tests/fuzz/*.h)
 
-.PHONY: demo test lint stress ranks mutants sanitize format clean
+.PHONY: demo test lint stress ranks mutants sanitize fuzz format clean
 .DELETE_ON_ERROR:
 
 # torch is pinned to the version whose CPU wheel installs fast; it goes first, so that nothing else asks for another.
@@ -46,16 +48,21 @@ mutants: .venv/built
 sanitize: .venv/installed
 	tests/sanitize.sh $(BIN)/python
 
+SECONDS ?= 60
+
+fuzz:
+	tests/fuzz/run.sh $(SECONDS)
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES) $(FUZZER)
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(SOURCES)
+	$(BIN)/clang-format -i $(SOURCES) $(FUZZER)
 
 clean:
 	rm -rf .venv build *.egg-info hybridcache/*.so

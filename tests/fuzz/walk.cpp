@@ -1,0 +1,328 @@
+// The ops: each reads its operands, whatever else is the case, and then makes its calls if they are possible.
+#include "walk.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <set>
+#include <utility>
+
+namespace fuzz {
+
+namespace {
+constexpr std::size_t kMostFlights = 8, kMostPins = 3;
+constexpr Position kTooMany = 1 << 20;
+}  // namespace
+
+void Unchanged::verify(const Cache& cache, const std::string& what, const std::string& counter) const {
+  auto stats = cache.stats();
+  for (std::size_t i = 0; i < stats.size(); ++i) {
+    if (stats[i].first != counter && stats[i] != stats_[i]) throw Finding(what + ": changed " + stats[i].first);
+  }
+  if (cache.digest() != digest_) throw Finding(what + ": changed the digest");
+  if (cache.dump() != dump_) throw Finding(what + ": changed the tree\n" + dump_ + "--- now\n" + cache.dump());
+}
+
+const std::array<Walk::Op, 32> Walk::kOps = {
+    &Walk::reserve,      &Walk::reserve,      &Walk::reserve,      &Walk::reserve, &Walk::reserve, &Walk::launch,
+    &Walk::launch,       &Walk::launch,       &Walk::plan,         &Walk::plan,    &Walk::plan,    &Walk::apply,
+    &Walk::apply,        &Walk::apply,        &Walk::commit,       &Walk::commit,  &Walk::commit,  &Walk::launch_batch,
+    &Walk::launch_batch, &Walk::commit_batch, &Walk::commit_batch, &Walk::turn,    &Walk::turn,    &Walk::turn,
+    &Walk::fork,         &Walk::close,        &Walk::close,        &Walk::match,   &Walk::pin,     &Walk::release,
+    &Walk::rare,         &Walk::bad_call};
+
+Walk::Walk(std::span<const std::uint8_t> input, bool trace)
+    : input_(input), setup_(read_setup(input_)), trace_(trace), cache_(setup_.options) {
+  cache_.check();
+}
+
+bool Walk::next() {
+  if (!input_.more()) return false;
+  (this->*kOps[input_.byte() % kOps.size()])();
+  return true;
+}
+
+void Walk::checked(const char* call) {
+  cache_.check();
+  if (trace_)
+    std::fprintf(stderr, "%-14s digest %016llx\n%s", call, static_cast<unsigned long long>(cache_.digest()),
+                 cache_.dump().c_str());
+}
+
+// ---------------------------------------------------------------- requests come in
+
+void Walk::match() {
+  const Ask ask(path());
+  const Unchanged before(cache_);
+  const auto match = cache_.match(ask.prompt());
+  before.verify(cache_, "match");
+  const auto length = static_cast<Position>(ask.prompt().tokens.size());
+  if (match.length > std::min(match.kv_length, length - 1) || match.kv_length > length)
+    throw Finding("match: longer than the prompt");
+  checked("match");
+}
+
+void Walk::reserve() {
+  const Path asked = path();
+  const auto length = static_cast<std::int64_t>(asked.symbols.size());
+  const int extras = input_.byte();
+  std::set<Position> breakpoints;
+  for (int i = 0; i < extras % 4; ++i) breakpoints.insert(1 + input_.byte() % length);
+  const Position max_new = extras & 4 ? input_.byte() % 9 : 0;
+  if (flights_.size() == kMostFlights) return;
+  paths_.push_back(asked);
+  const Ask ask(asked);
+  const ReserveOptions options{{breakpoints.begin(), breakpoints.end()}, max_new};
+  if (!fits(length + max_new)) return refused("reserve: too large", [&] { cache_.reserve(ask.prompt(), options); });
+  const Unchanged before(cache_);
+  if (const auto id = cache_.reserve(ask.prompt(), options)) {
+    flights_.push_back({*id, asked, {}});
+  } else {
+    before.verify(cache_, "reserve: no room", "refused_reserves");
+  }
+  checked("reserve");
+}
+
+void Walk::fork() {
+  const int which = input_.byte();
+  const auto found = those(&Walk::may_fork);
+  if (found.empty() || flights_.size() == kMostFlights) return;
+  const Flight parent = flights_[found[which % found.size()]];
+  const Unchanged before(cache_);
+  if (const auto id = cache_.fork(parent.id)) {
+    flights_.push_back({*id, parent.path, {}});
+  } else {
+    before.verify(cache_, "fork: no room");
+  }
+  checked("fork");
+}
+
+// ---------------------------------------------------------------- steps
+
+void Walk::launched(Flight& flight, const Step& step, int seed) {
+  const auto from = std::max(step.begin, cache_.lease(flight.id).course.prompt_length);
+  auto& feed = flight.feeds.emplace_back();
+  for (Position i = 0; i < step.end - from; ++i) feed.push_back(token(i, seed));
+}
+
+void Walk::launch() {
+  const int which = input_.byte(), size = input_.byte(), seed = input_.byte();
+  const auto found = those(&Walk::may_launch);
+  if (found.empty()) return;
+  Flight& flight = flights_[found[which % 8 % found.size()]];
+  const Lease& lease = cache_.lease(flight.id);
+  const Position tokens = size == 255 ? kTooMany : count(flight, size);
+  const auto end = lease.computed + tokens;
+  const auto launch = [&] { return cache_.launch(std::span(&flight.id, 1), std::span(&tokens, 1)).front(); };
+  if (!fits(lease.computed < lease.course.prompt_length ? std::min(end, lease.course.prompt_length) : end))
+    return refused("launch: too large", launch);
+  const Unchanged before(cache_);
+  if (const auto step = launch()) {
+    launched(flight, *step, seed);
+  } else {
+    before.verify(cache_, "launch: no room", "refused_launches");
+  }
+  checked("launch");
+}
+
+void Walk::launch_all(std::vector<std::size_t> chosen, int size, int seed) {
+  std::vector<LeaseId> ids;
+  std::vector<Position> counts;
+  for (const auto index : chosen) {
+    ids.push_back(flights_[index].id);
+    counts.push_back(count(flights_[index], (size + 37 * static_cast<int>(ids.size() - 1)) % 256));
+    if (!fits(cache_.lease(ids.back()).computed + counts.back())) return;
+  }
+  const Unchanged before(cache_);
+  const auto steps = cache_.launch(ids, counts);
+  bool any = false;
+  for (std::size_t i = 0; i < chosen.size(); ++i) {
+    if (steps[i]) launched(flights_[chosen[i]], *steps[i], seed);
+    any |= steps[i].has_value();
+  }
+  if (!any) before.verify(cache_, "launch of a batch: no room", "refused_launches");
+  checked("launch_batch");
+}
+
+void Walk::launch_batch() {
+  const int which = input_.byte(), size = input_.byte(), seed = input_.byte();
+  auto found = those(&Walk::may_launch);
+  if (found.empty()) return;
+  found.erase(found.begin(), found.begin() + which % 8 % found.size());
+  launch_all(std::move(found), size, seed);
+}
+
+void Walk::collect() {
+  if (!may_plan()) return;
+  const auto plan = cache_.collect();
+  if (plan.number != ++plans_) throw Finding("plan: a wrong number");
+  pending_.push_back(plan.number);
+  checked("plan");
+}
+
+void Walk::plan() {
+  collect();
+}
+
+void Walk::apply_oldest() {
+  applied_ = pending_.front();
+  pending_.pop_front();
+  cache_.applied(applied_);
+  checked("applied");
+}
+
+void Walk::apply_stale() {
+  if (applied_ == 0) return;
+  const Unchanged before(cache_);
+  cache_.applied(applied_);
+  before.verify(cache_, "applied again");
+}
+
+void Walk::apply() {
+  if (!pending_.empty()) apply_oldest();
+}
+
+void Walk::commit_all(const std::vector<std::size_t>& chosen) {
+  std::vector<LeaseId> ids;
+  std::vector<Token> tokens;
+  for (const auto index : chosen) {
+    Flight& flight = flights_[index];
+    ids.push_back(flight.id);
+    for (const Token token : flight.feeds.front()) {
+      tokens.push_back(token);
+      flight.path.symbols.push_back({token});
+    }
+    flight.feeds.pop_front();
+  }
+  cache_.commit(ids, tokens);
+  checked("commit");
+}
+
+void Walk::commit() {
+  const int which = input_.byte();
+  const auto found = those(&Walk::may_commit);
+  if (!found.empty()) commit_all({found[which % 8 % found.size()]});
+}
+
+void Walk::commit_batch() {
+  const int which = input_.byte();
+  auto found = those(&Walk::may_commit);
+  if (found.empty()) return;
+  found.erase(found.begin(), found.begin() + which % 8 % found.size());
+  commit_all(found);
+}
+
+void Walk::turn() {
+  const int size = input_.byte(), seed = input_.byte();
+  apply_all();
+  if (const auto found = those(&Walk::may_launch); !found.empty()) launch_all(found, size, seed);
+  collect();
+  apply_all();
+  if (const auto found = those(&Walk::may_commit); !found.empty()) commit_all(found);
+}
+
+// ---------------------------------------------------------------- and go
+
+void Walk::close_one(std::size_t index, Keep keep, bool discard) {
+  const Flight flight = flights_[index];
+  const auto committed = cache_.lease(flight.id).committed;
+  flights_.erase(flights_.begin() + static_cast<std::ptrdiff_t>(index));
+  if (committed > 0) {
+    paths_.push_back(flight.path);
+    paths_.back().symbols.resize(committed);
+  }
+  cache_.close(flight.id, keep, discard);
+  closed_ = flight.id;
+  checked("close");
+}
+
+void Walk::close() {
+  const int which = input_.byte(), how = input_.byte();
+  if (!flights_.empty()) close_one(which % flights_.size(), static_cast<Keep>(how % 3), how >= 192);
+}
+
+void Walk::pin() {
+  const Ask ask(path());
+  if (pins_.size() == kMostPins) return;
+  if (const auto id = cache_.pin(ask.prompt())) {
+    pins_.push_back(*id);
+    if (cache_.pinned_length(*id) > static_cast<Position>(ask.prompt().tokens.size()))
+      throw Finding("pin: beyond the prompt");
+  }
+  checked("pin");
+}
+
+void Walk::release() {
+  const int which = input_.byte();
+  if (pins_.empty()) return;
+  const auto at = pins_.begin() + which % static_cast<std::ptrdiff_t>(pins_.size());
+  cache_.release(*at);
+  pins_.erase(at);
+  checked("release");
+}
+
+void Walk::clear(int which) {
+  const char* const salts[] = {"", "tenant"};
+  cache_.clear(which == 0 ? std::nullopt : std::optional<std::string>(salts[which - 1]));
+  checked("clear");
+}
+
+void Walk::close_all() {
+  while (!flights_.empty()) close_one(0, Keep::all, false);
+}
+
+void Walk::apply_all() {
+  while (!pending_.empty()) apply_oldest();
+}
+
+void Walk::release_all() {
+  while (!pins_.empty()) {
+    cache_.release(pins_.back());
+    pins_.pop_back();
+    checked("release");
+  }
+}
+
+void Walk::rare() {
+  const int what = input_.byte();
+  switch (what % 3) {
+    case 0:
+      return clear(what / 3 % 3);
+    case 1:
+      return apply_stale();
+    case 2:
+      close_all();
+      apply_all();
+  }
+}
+
+void Walk::finish() {
+  for (int shift = 0; shift < 8; shift += 2) {
+    switch (setup_.finish >> shift & 3) {
+      case 0:
+        close_all();
+        break;
+      case 1:
+        apply_all();
+        break;
+      case 2:
+        release_all();
+        break;
+      case 3:
+        clear(0);
+    }
+  }
+}
+
+// With no lease, plan and pin, what is left is the checkpoints, and clear() takes those: then nothing may be taken.
+void Walk::verify_nothing_is_left() {
+  if (!flights_.empty() || !pending_.empty() || !pins_.empty()) return;
+  clear(0);
+  for (const auto& [name, value] : cache_.stats()) {
+    static const std::set<std::string> kGauges = {"open_leases", "resting_leases", "pins",
+                                                  "nodes",       "checkpoints",    "tree_pages",
+                                                  "taken_pages", "taken_slots",    "cached_bytes"};
+    if (value != 0 && kGauges.contains(name)) throw Finding("at the end: " + name + " is not 0\n" + cache_.dump());
+  }
+}
+
+}  // namespace fuzz

@@ -67,7 +67,17 @@ def ahead(h: Harness) -> list[Flight]:
 
 
 def launchable(h: Harness) -> list[Flight]:
-    return [f for f in h.flights if f.may_launch]
+    """Nor does an engine go on behind a step of which it knows that nothing stays."""
+    return [f for f in h.flights if f.may_launch and not (f.steps and f.steps[-1].void)]
+
+
+def decoding(h: Harness) -> list[Flight]:
+    return [f for f in h.flights if f.oracle.computed >= f.oracle.prompt_length]
+
+
+def committable(h: Harness) -> list[Flight]:
+    """What ran, and what need not run any more."""
+    return at_stage(h, "ran") + [f for f in at_stage(h, "applied") if f.steps[0].void]
 
 
 def runnable(h: Harness) -> list[Flight]:
@@ -90,8 +100,11 @@ def reserve(h: Harness, pick: Pick) -> None:
         path = path[: longest_prompt(h, pick) * 2] if pick(30) else path
         if not h.flights and pick(2) == 0:  # alone, and so large that only giving up its own hit makes room
             path = path + fed(h, pick, max(0, min(room(h), 100) - len(path) - pick(4)))
-        breakpoints = sorted({1 + pick(len(path)) for _ in range(pick(4))}) if pick(2) else []
-        h.reserve(salt, path, breakpoints, pick(9) if pick(2) else 0)
+        max_new = pick((9, 9, 30)[pick(3)]) if pick(2) else 0
+        longest = len(path) + max_new
+        above = len(path) if max_new and pick(3) == 0 else 0  # in the answer only
+        breakpoints = sorted({above + 1 + pick(longest - above) for _ in range(pick(4))}) if pick(2) else []
+        h.reserve(salt, path, breakpoints, max_new)
 
 
 def count(flight: Flight, pick: Pick) -> int:
@@ -102,16 +115,85 @@ def count(flight: Flight, pick: Pick) -> int:
     return 1 + pick(4) if pick(4) == 0 else 1
 
 
+def shape(h: Harness, flight: Flight, pick: Pick) -> tuple[int, int | None]:
+    """How many tokens, with how many rows: all, one, some, none, as it comes, and now and then too many."""
+    lease, k = flight.oracle, h.oracle.draft_tokens
+    if lease.computed < lease.prompt_length or not k:
+        return count(flight, pick), 1 if pick(20) == 0 else None
+    n = 1 + pick(k + 1) + (pick(3) if pick(6) == 0 else 0)
+    before = lease.open[-1].rows if lease.open else 0
+    if before > 1 and pick(4):
+        n = min(n, k + 1)
+        return n, (None, n)[pick(2)]
+    return n, (None, None, None, n, 1, 1, 1, 1 + pick(n), 1 + pick(n), 0, n + 1, k + 2)[pick(12)]
+
+
+def drafted(h: Harness, pick: Pick) -> list[int]:
+    """What decode steps read: requests often say the same, so that their boundaries are duplicates."""
+    return fed(h, pick, 12) if pick(3) else [0] * 12
+
+
+def staying(n: int, pick: Pick) -> int:
+    """How many of `n` drafted tokens the device accepts; all of them half of the time."""
+    return n if pick(2) else 1 + pick(n)
+
+
 def launch(h: Harness, pick: Pick) -> None:
     if found := launchable(h):
         flight = one(found, pick)
-        h.launch(flight, count(flight, pick), fed(h, pick, 8))
+        n, rows = shape(h, flight, pick)
+        h.launch(flight, n, drafted(h, pick), rows, staying(n, pick))
 
 
 def launch_batch(h: Harness, pick: Pick) -> None:
     if found := launchable(h):
-        chosen = found[pick(len(found)) :]
-        h.launch_batch(chosen, [count(f, pick) for f in chosen], fed(h, pick, 8))
+        launch_all(h, found[pick(len(found)) :], pick)
+
+
+def launch_all(h: Harness, chosen: list[Flight], pick: Pick) -> None:
+    """One call; a shape that would be refused gives way to a single token, or refuses the whole batch."""
+    shapes = [shape(h, f, pick) for f in chosen]
+    if pick(12):
+        shapes = [
+            (1, None) if h.oracle.refuses(f.oracle, *s) else s for f, s in zip(chosen, shapes, strict=True)
+        ]
+    rows = None
+    if any(r is not None for _, r in shapes):
+        rows = [
+            r if r is not None else h.oracle.rows_of(f.oracle, n, r)
+            for f, (n, r) in zip(chosen, shapes, strict=True)
+            if r is not None or not h.oracle.refuses(f.oracle, n, r)
+        ]
+    if rows is None or len(rows) == len(chosen):
+        h.launch_batch(chosen, [n for n, _ in shapes], drafted(h, pick), rows, staying(8, pick))
+
+
+def verify(h: Harness, pick: Pick) -> None:
+    """A step of drafts, where one can be."""
+    if found := [f for f in launchable(h) if f in decoding(h) and h.oracle.draft_tokens]:
+        flight = one(found, pick)
+        n, rows = shape(h, flight, pick)
+        h.launch(flight, n, drafted(h, pick), rows, staying(n, pick))
+
+
+def want(h: Harness, pick: Pick) -> None:
+    """Any position about the open steps: rows, open ends, just ahead, and what nobody can keep any more."""
+    if h.flights:
+        flight = one(decoding(h) if pick(2) and decoding(h) else h.flights, pick)
+        lease = flight.oracle
+        anywhere = lease.committed + pick(lease.computed - lease.committed + 8)
+        position = (anywhere, lease.computed, lease.computed + 1 + pick(3))[pick(3)]
+        for same in [f for f in h.flights if f.oracle.key(99) == lease.key(99)]:  # forks say the same
+            h.want(same, position)
+
+
+def commit_wrong(h: Harness, pick: Pick) -> None:
+    found = [f for f in at_stage(h, "ran", "applied") if f.steps[0].verifies]
+    if found:
+        flight = one(found, pick)
+        opened = flight.steps[0].opened
+        wrong = [m for m in range(len(flight.steps[0].feed) + 2) if not h.oracle.may_keep(opened, m)]
+        h.commit_wrong(flight, wrong[pick(len(wrong))])
 
 
 def plan(h: Harness, pick: Pick) -> None:
@@ -135,13 +217,21 @@ def run(h: Harness, pick: Pick) -> None:
 
 
 def commit(h: Harness, pick: Pick) -> None:
-    if found := at_stage(h, "ran"):
-        h.commit([one(found, pick)], batch=False)
+    if found := committable(h):
+        end_steps(h, [one(found, pick)], False, pick)
 
 
 def commit_batch(h: Harness, pick: Pick) -> None:
-    if found := at_stage(h, "ran"):
-        h.commit(found[pick(len(found)) :], batch=True)
+    if found := committable(h):
+        end_steps(h, found[pick(len(found)) :], True, pick)
+
+
+def end_steps(h: Harness, flights: list[Flight], batch: bool, pick: Pick) -> None:
+    """Commits; of a step that must be void the engine may first try to keep something all the same."""
+    for flight in flights:
+        if flight.steps[0].opened.void and pick(2):
+            h.commit_wrong(flight, len(flight.steps[0].feed))
+    h.commit(flights, batch, pick)
 
 
 def turn(h: Harness, pick: Pick) -> None:
@@ -158,8 +248,11 @@ def device(h: Harness, pick: Pick) -> None:
     plan(h, pick)
     while h.pending:
         h.apply()
+    late = pick(4) == 0  # the host commits while the second step of a request has not run yet
     for flight in runnable(h):
-        while flight.next_to_run is not None:
+        while (due := flight.next_to_run) is not None:
+            if late and (due.void or due is not flight.steps[0]):
+                break
             h.run(flight)
 
 
@@ -167,10 +260,12 @@ def overlap(h: Harness, pick: Pick) -> None:
     """An engine that runs ahead: it launches the next step of all, and commits the ones before behind it."""
     for _ in range(1 + pick(3)):
         if found := launchable(h):
-            h.launch_batch(found, [count(f, pick) for f in found], fed(h, pick, 8))
+            launch_all(h, found, pick)
         device(h, pick)
-        if behind := [f for f in ahead(h) if f.stage == "ran"]:
-            h.commit(behind[pick(len(behind)) :] if pick(4) == 0 else behind, batch=True)
+        if pick(3) == 0:
+            want(h, pick)
+        if behind := [f for f in committable(h) if len(f.steps) > 1 or f.steps[0].void]:
+            end_steps(h, behind[pick(len(behind)) :] if pick(4) == 0 else behind, True, pick)
 
 
 def fork(h: Harness, pick: Pick) -> None:
@@ -202,6 +297,15 @@ def drain(h: Harness, pick: Pick) -> None:
             h.apply()
 
 
+def burst(h: Harness, pick: Pick) -> None:
+    """Prompts that never come back: the ends of prompts are soon spare."""
+    for number in range(2 + pick(5)):
+        if len(h.flights) < MAX_IN_FLIGHT:
+            h.reserve(b"", [100 + 8 * h.steps + number, *fed(h, pick, 2)], [], 0)
+            turn(h, pick)
+            finish(h, pick)
+
+
 def pin(h: Harness, pick: Pick) -> None:
     if len(h.pins) < 3:
         h.pin(*some_path(h, pick))
@@ -222,6 +326,9 @@ WEIGHTS: dict[Callable[[Harness, Pick], None], int] = {
     reserve: 14,
     launch: 10,
     launch_batch: 4,
+    verify: 8,
+    want: 6,
+    commit_wrong: 1,
     plan: 10,
     apply: 10,
     run: 12,
@@ -233,55 +340,11 @@ WEIGHTS: dict[Callable[[Harness, Pick], None], int] = {
     finish: 7,
     cancel: 3,
     drain: 2,
+    burst: 2,
     pin: 1,
     release: 2,
     clear: 1,
 }
-
-
-# Rare moments that a walk has to have seen, several times each, to be worth its time.
-WALK_EVENTS = (
-    "hit",
-    "evicted",
-    "no_room",
-    "no_room_at_launch",
-    "no_room_at_fork",
-    "retried",
-    "fork_published",
-    "tails_copied",
-    "slot_to_page",
-    "page_to_slot",
-    "rested",
-    "superseded",
-    "inner",
-    "dropped_checkpoints",
-    "extra_passes",
-    "spare_dropped",
-    "closed_launched",
-    "closed_collected",
-    "closed_applied",
-    "closed_ran",
-    "cleared",
-    "pinned",
-    "too_large",
-    "closed_before_copy",
-    "forked_before_copy",
-    "closed_in_shared_tail",
-    "forked_in_shared_tail",
-    "tail_filled_by_its_writer",
-    "tail_evicted_while_held",
-    "launched_ahead",
-    "gone_on",
-    "boundary_dropped_ahead",
-    "left_behind",
-    "taken_back",
-    "committed_behind",
-    "two_pending",
-    "rest_ended_by_plan",
-    "rest_ended_idle",
-    "closed_two_open",
-    "ghosts",
-)
 
 
 def random_walk(

@@ -1,9 +1,11 @@
 """The oracle: what `hybridcache` must answer, in plain Python, written from docs/design.md alone.
 
-Owns leases and plans (sections 3 and 4); oracle_store.py holds the ids and what the tree knows,
-oracle_placement.py says where checkpoints go. There is no radix tree: what one would maintain (children,
-prune, merge) is asked anew of a dict of supports. It predicts every id exactly. Only valid calls are made to
-it: of the errors it models one, the ValueError for a size that an empty arena could not hold.
+Owns leases and plans (sections 3 and 4), their steps in oracle_steps.py and oracle_verify.py;
+oracle_store.py holds the ids and what the tree knows, oracle_placement.py says where checkpoints go. There is
+no radix tree: what one would maintain (children, prune, merge) is asked anew of a dict of supports. It
+predicts every id exactly. Only valid calls are made to it, but for four kinds whose ValueError it models: a
+size that an empty arena could not hold, rows that a step cannot have, a count of tokens that a verify step
+cannot keep, a position that cannot be wanted.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tests.oracle_placement import BREAKPOINT, CHUNK_END, FORK, PROMPT_END, TURN_END, Placement
-from tests.oracle_store import NO_RANK, Arena, Checkpoint, Key, Store, Symbol, common
-from tests.oracle_types import Lease, Match, OpenStep, Pin, Plan, Step
+from tests.oracle_store import Arena, Checkpoint, Store, Symbol, common
+from tests.oracle_types import Lease, Match, OpenStep, Pin
+from tests.oracle_verify import VerifySteps
+from tests.oracle_view import View
 
 
-class Oracle:
+class Oracle(VerifySteps, View):
     def __init__(
         self,
         layout: Any,
@@ -32,6 +36,7 @@ class Oracle:
         pass_cost: int = 512,
         interior_spacing: int = 1024,
         run_ahead: int = 0,
+        draft_tokens: int = 0,
     ) -> None:
         self.page_size, self.page_bytes, self.slot_bytes = (
             layout.page_size,
@@ -45,10 +50,11 @@ class Oracle:
         else:
             assert num_pages is not None and num_slots is not None
             arena = Arena(False, per_slab, num_pages, num_slots)
-        self.arena, self.store = arena, Store(arena, layout.page_size, policy == "lru")
+        lookahead = getattr(layout, "lookahead", 0)
+        self.arena, self.store = arena, Store(arena, layout.page_size, policy == "lru", lookahead)
         self.placement = Placement(inner_checkpoints, alignment, pass_cost, interior_spacing)
         self.inner, self.max_cached_bytes = inner_checkpoints, max_cached_bytes
-        self.run_ahead = run_ahead
+        self.run_ahead, self.draft_tokens = run_ahead, draft_tokens
         self.leases: list[Lease] = []
         self.resting: list[Lease] = []
         self.booked: list[OpenStep] = []
@@ -116,14 +122,14 @@ class Oracle:
             self.placement.used[source.kind] += 1
             self.counters[f"restored_{source.kind}"] += 1
         lease.ways, lease.resend = ways, match.kv_length == len(path)
-        lease.wanted = self.placement.wanted(lease, breakpoints)
+        lease.wanted = self.placement.wanted(lease, breakpoints, len(path) + max_new_tokens)
         return lease
 
     def _admit(self, start: int, path: tuple[Symbol, ...], salt: bytes, total_pages: int) -> bool:
         """Makes room for a lease that resumes at `start`, whose checkpoint and path must stay."""
         source = self.store.checkpoints[salt, path[:start]] if start else None
         self.store.pin(source, 1)
-        room = self.store.make_room(1, total_pages - start // self.page_size)
+        room = self.store.make_room(1, total_pages - self.store.whole(start))
         self.store.pin(source, -1)
         return room
 
@@ -175,223 +181,6 @@ class Oracle:
         self.tick += 1
         checkpoint.tick, checkpoint.superseded = self.tick, False
         self.store.refile(checkpoint)
-
-    # ---- launch, plan, applied
-
-    def may_launch(self, lease: Lease) -> bool:
-        collected = all(opened.number is not None for opened in lease.open)
-        return not lease.closed and collected and len(lease.open) <= self.run_ahead
-
-    def launch(self, lease: Lease, n: int) -> Step | None:
-        assert self.may_launch(lease) and n > 0
-        begin = end = lease.computed
-        end = begin + n if begin >= lease.prompt_length else min(begin + n, lease.prompt_length)
-        total_pages = max(-(-end // self.page_size), len(lease.pages))
-        if not self.arena.could_ever_hold(1, total_pages):
-            raise ValueError("n")
-        if not self._room_for_pages(lease, total_pages - len(lease.pages)):
-            self.counters["refused_launches"] += 1
-            return None
-        places = self.placement.places(lease, begin, end)
-        if not self.inner:
-            places = [w for w in places if w.position == end or self._could_keep(w.kind)][:1]
-        if places and not self.inner and places[0].position < end:
-            end = places[0].position
-            lease.extra_passes += 1
-            self.counters["extra_passes"] += 1
-        at_end = next((w for w in places if w.position == end), None)
-        at_end = at_end or self.placement.free_boundary(lease, begin, end)
-        self.counters["launches"] += 1
-        self._grow(lease, total_pages)
-        if lease.open and lease.open[-1].kind is not None:
-            self._go_on(lease, lease.open[-1])
-        inner = [
-            (q, kind, slot)
-            for q, kind, spare in places
-            if q < end and (slot := self._optional_slot(kind, spare)) is not None
-        ]
-        read = self._read_slot(lease)
-        step = Step(begin, end, read, lease.live_slot, [(q, slot) for q, _, slot in inner])
-        kind, spare = (at_end.kind, at_end.spare) if at_end else (None, False)
-        opened = OpenStep(step, kind, spare, inner, self._book(lease, read))
-        lease.open.append(opened)
-        self.booked.append(opened)
-        lease.fresh, lease.copy_from, lease.computed = False, None, end
-        return step
-
-    def _room_for_pages(self, lease: Lease, pages: int) -> bool:
-        if self.store.make_room(0, pages):
-            return True
-        source = lease.read if self.arena.unified and lease.fresh and lease.copy_from is None else None
-        if source is None or source.pins > 1 or not self.store.would_fit(0, pages, lease.live_slot):
-            return False
-        self._take_back(lease, source)
-        return self.store.make_room(0, pages)
-
-    def _take_back(self, lease: Lease, source: Checkpoint) -> None:
-        """Rather than wait for ever, the lease gives up the checkpoint it reads and goes on in its slot."""
-        self._release_read(lease)
-        self.store.remove(source)
-        self.arena.free_slot(lease.live_slot)
-        lease.live_slot, lease.fresh = source.slot, False
-        self.counters["dropped_checkpoints"] += 1
-        self.events["taken_back"] += 1
-
-    def _go_on(self, lease: Lease, before: OpenStep) -> None:
-        """The step before leaves its state for a checkpoint, so the next one writes another slot."""
-        slot = self._optional_slot(before.kind, before.spare)
-        if slot is None:
-            before.kind = None
-            self.events["boundary_dropped_ahead"] += 1
-            return
-        self.events["gone_on"] += 1
-        before.gone_on = lease.fresh = True
-        lease.live_slot = slot
-
-    def _could_keep(self, kind: str) -> bool:
-        return self.arena.satisfied(1, 0) or self.store.victim(1, self.placement.limit(kind)) is not None
-
-    def _optional_slot(self, kind: Any, spare: bool) -> int | None:
-        limit = NO_RANK if spare else self.placement.limit(kind)
-        if self.store.make_room(1, 0, limit):
-            return self.arena.take_slot()
-        self.counters["dropped_checkpoints"] += not spare
-        self.events["spare_dropped"] += spare
-        return None
-
-    def _read_slot(self, lease: Lease) -> int:
-        if not lease.fresh:
-            return lease.live_slot
-        if lease.open:
-            return lease.open[-1].step.write_slot
-        return lease.read.slot if lease.read else -1
-
-    def _book(self, lease: Lease, read: int) -> Plan:
-        plan = Plan(0, [], [], [], [])
-        if lease.fresh and read >= 0:
-            plan.copy_slots.append((read, lease.live_slot))
-        elif lease.fresh:
-            plan.zero_slots.append(lease.live_slot)
-        cut = lease.start // self.page_size if lease.copy_from is not None else None
-        if cut is not None:
-            plan.copy_pages.append((lease.copy_from, lease.pages[cut]))
-        plan.zero_pages.extend(
-            lease.pages[i] for i in sorted(lease.own) if i != cut and lease.pages[i] in self.arena.dirty
-        )
-        return plan
-
-    def may_plan(self) -> bool:
-        return self.plans - self.done <= self.run_ahead
-
-    def plan(self) -> Plan:
-        assert self.may_plan()
-        self.plans += 1
-        plan = Plan(self.plans, [], [], [], [])
-        for opened in self.booked:
-            opened.number = self.plans
-            for whole, part in zip(plan[1:], opened.plan[1:], strict=True):
-                whole.extend(part)
-        self.booked = []
-        self.arena.dirty -= {*plan.zero_pages, *(dst for _, dst in plan.copy_pages)}
-        return plan
-
-    def applied(self, plan: Any) -> None:
-        if plan.number <= self.done:
-            return
-        assert plan.number == self.done + 1, "plans are applied in order"
-        self.done = plan.number
-        self._end_rests()
-
-    # ---- commit
-
-    def commit(self, lease: Lease, tokens: Sequence[int] = ()) -> None:
-        opened = lease.open.pop(0)
-        assert opened.number is not None and opened.number <= self.done
-        lease.tokens.extend(tokens)
-        c = lease.committed = opened.step.end
-        assert len(lease.tokens) == max(c, lease.prompt_length)
-        if lease.left_behind is not None:
-            self.arena.free_slot(lease.left_behind)
-            lease.left_behind = None
-        self._release_read(lease)
-        self.counters += Counter(commits=1, tokens_committed=c - opened.step.begin)
-        inner, kind = self._to_publish(lease, opened)
-        wants_slot = kind is not None and not opened.gone_on
-        next_slot = self._optional_slot(kind, opened.spare) if wants_slot else None
-        at_c = kind is not None and (opened.gone_on or next_slot is not None)
-        deepest = max([lease.boundary, *(q for q, _, _ in inner), c if at_c else 0])
-        self._move_anchor(lease, max(c - c % self.page_size, deepest))
-        for q, inner_kind, slot in inner:
-            self._publish(lease, q, inner_kind, slot)
-        if at_c:
-            self._read_from(lease, self._publish(lease, c, kind, opened.step.write_slot))
-        if next_slot is not None:
-            lease.live_slot, lease.fresh = next_slot, True
-        self._end_rests()
-
-    def _to_publish(self, lease: Lease, opened: OpenStep) -> tuple[list[tuple[int, str, int]], str | None]:
-        """Step 2: the inner checkpoints and the kind at the step's end, less what the tree has already."""
-        inner = []
-        for q, kind, slot in opened.inner:
-            if lease.key(q) in self.store.checkpoints:
-                self.arena.free_slot(slot)
-            else:
-                inner.append((q, kind, slot))
-        if opened.kind is None or lease.key(opened.step.end) not in self.store.checkpoints:
-            return inner, opened.kind
-        if opened.gone_on:
-            lease.left_behind = opened.step.write_slot
-            self.events["left_behind"] += 1
-        return inner, None
-
-    def _move_anchor(self, lease: Lease, depth: int) -> None:
-        """Full pages that the tree does not have yet become the tree's; duplicates stay the lease's."""
-        self.store.add_anchor(lease.key(depth))
-        for page_key in self.store.page_keys(lease.key(depth)):
-            index = len(page_key[1]) // self.page_size - 1
-            if page_key not in self.store.pages:
-                lease.own.remove(index)
-                self.store.join(page_key, lease.pages[index])
-        self.store.drop_anchor(lease.key(lease.anchored))
-        lease.anchored = depth
-
-    def _tail(self, lease: Lease, depth: int) -> int | None:
-        """The page that `depth` cuts: the tree's if it is full, else the lease's, which goes on in it."""
-        if not depth % self.page_size:
-            return None
-        page_end = (depth // self.page_size + 1) * self.page_size
-        full = page_end <= lease.committed
-        return self.store.pages[lease.key(page_end)] if full else lease.pages[depth // self.page_size]
-
-    def _publish(self, lease: Lease, depth: int, kind: Any, slot: int) -> Checkpoint:
-        self.tick += 1
-        tail = self._tail(lease, depth)
-        checkpoint = Checkpoint(lease.key(depth), slot, tail, kind, self.tick)
-        self.store.checkpoints[checkpoint.key] = checkpoint
-        self.store.refile(checkpoint)
-        if tail is not None:
-            self.store.count(tail)
-        self.placement.publication(kind)
-        self.counters[f"published_{kind}"] += 1
-        previous = self.store.checkpoints.get(lease.key(lease.boundary)) if lease.boundary else None
-        if previous and previous.kind != BREAKPOINT and self.store.children(previous.key) == 1:
-            self._supersede(previous)
-        lease.boundary, lease.made = depth, self.tick
-        return checkpoint
-
-    def _supersede(self, checkpoint: Checkpoint) -> None:
-        self.counters["superseded"] += not checkpoint.superseded
-        checkpoint.superseded = True
-        self.store.refile(checkpoint)
-
-    def _read_from(self, lease: Lease, checkpoint: Checkpoint) -> None:
-        self._release_read(lease)
-        lease.read = checkpoint
-        self.store.pin(checkpoint, 1)
-
-    def _release_read(self, lease: Lease) -> None:
-        self.store.pin(lease.read, -1)
-        lease.read = None
 
     # ---- close
 
@@ -466,7 +255,7 @@ class Oracle:
         depth = lease.committed
         source = lease.read if lease.fresh else self.store.checkpoints.get(lease.key(depth))
         publish = not lease.fresh and source is None
-        child_pages = len(lease.pages) - depth // self.page_size
+        child_pages = len(lease.pages) - self.store.whole(depth)
         self.store.pin(source, 1)
         room = self.store.make_room(1 + publish, child_pages)
         self.store.pin(source, -1)
@@ -513,79 +302,9 @@ class Oracle:
             self.store.evict(checkpoint)
         return len(victims)
 
-    # ---- what it knows, for comparison and for people
-
-    def check(self) -> None:
-        """I1: every id in use has one owner, the tree's pages are counted by nodes and tails; I11: paired."""
-        holders = [*self.leases, *self.resting]
-        slots = [c.slot for c in self.store.checkpoints.values()] + [s for h in holders for s in h.slots]
-        assert sorted(slots) == sorted(self.arena.slots), "I1 slots"
-        held = sorted(page for h in holders for page in h.held)
-        assert held == sorted(self.store.held), "I1 a page is held by one lease"
-        assert not self.store.held & set(self.store.pages.values()), "I1 what a node has no lease holds"
-        assert self.store.held | set(self.store.counts) == self.arena.pages, "I1 pages"
-        tails = [c.tail for c in self.store.checkpoints.values() if c.tail is not None]
-        assert Counter([*self.store.pages.values(), *tails]) == self.store.counts, "I1 counts"
-        needed = {k for s in (*self.store.checkpoints, *self.store.anchors) for k in self.store.page_keys(s)}
-        assert needed == set(self.store.pages), "I11 the pages of every support, and no other"
-        if self.arena.unified:
-            assert not {p // self.arena.per_slab for p in self.arena.pages} & self.arena.slots, "I1 roles"
-
-    def stats(self) -> dict[str, int]:
-        """Those of the core's statistics that the design defines."""
-        evicted = {f"evicted_{kind}": n for kind, n in self.store.evicted.items()}
-        gauges = {
-            "open_leases": len(self.leases),
-            "resting_leases": len(self.resting),
-            "tree_pages": len(self.store.counts),
-            "checkpoints": len(self.store.checkpoints),
-            "taken_pages": len(self.arena.pages),
-            "taken_slots": len(self.arena.slots),
-            "cached_bytes": self.cached_bytes(),
-        }
-        return {**self.counters, **evicted, **gauges}
-
-    def shape(self) -> list[tuple[Any, ...]]:
-        """Every node: salt, begin, depth, pages, checkpoint (kind, slot, tail, tick, superseded, pins)."""
-        found, nodes = [], self.store.nodes()
-        for key in nodes:
-            salt, path = key
-            above = max((d for d in range(1, len(path)) if (salt, path[:d]) in nodes), default=0)
-            pages = len(path) // self.page_size - above // self.page_size
-            c = self.store.checkpoints.get(key)
-            mark = c and (c.kind, c.slot, -1 if c.tail is None else c.tail, c.tick, c.superseded, c.pins)
-            found.append((salt.hex(), above, len(path), pages, mark))
-        return sorted(found, key=repr)
-
-    def dump(self) -> str:
-        lines = [
-            f"arena slots={sorted(self.arena.slots)} pages={sorted(self.arena.pages)} fill={self.arena.fill} "
-            f"plans={self.plans} done={self.done}"
-        ]
-        for c in sorted(self.store.checkpoints.values(), key=lambda c: repr(c.key)):
-            lines.append(
-                f"checkpoint {show(c.key)} slot={c.slot} tail={c.tail} {c.kind} tick={c.tick} "
-                f"superseded={c.superseded} pins={c.pins} children={self.store.children(c.key)}"
-            )
-        for key, page in sorted(self.store.pages.items(), key=repr):
-            lines.append(f"page {page} x{self.store.counts[page]} ends {show(key)}")
-        for h in (*self.leases, *self.resting):
-            lines.append(
-                f"lease {show((h.salt, tuple(h.tokens)))} L={h.prompt_length} start={h.start} "
-                f"committed={h.committed} computed={h.computed} boundary={h.boundary} anchored={h.anchored} "
-                f"fresh={h.fresh} live={h.live_slot} pages={h.pages} own={sorted(h.own)} wanted={h.wanted} "
-                f"copy_from={h.copy_from} left_behind={h.left_behind} rests={h.closed and h.rests_until} "
-                f"open={[(o.number, o.kind, o.gone_on, tuple(o.step)) for o in h.open]}"
-            )
-        return "\n".join(lines)
-
 
 def symbols(tokens: Iterable[int], content_keys: Iterable[Any]) -> tuple[Symbol, ...]:
     found: list[Symbol] = [int(t) for t in tokens]
     for position, content in content_keys:
         found[position] = (found[position], content)
     return tuple(found)
-
-
-def show(key: Key) -> str:
-    return f"{key[0]!r}:" + ",".join(str(s) for s in key[1])

@@ -35,9 +35,9 @@ class Placement:
         self.asked[kind] += 1
         return self.made[kind] < 16 or 8 * self.used[kind] >= self.made[kind] or self.asked[kind] % 16 == 0
 
-    def wanted(self, lease: Lease, breakpoints: Iterable[int]) -> list[Wanted]:
+    def wanted(self, lease: Lease, breakpoints: Iterable[int], longest: int) -> list[Wanted]:
         start, total, match = lease.start, lease.prompt_length, lease.match
-        found = {w: Wanted(w, BREAKPOINT) for w in breakpoints if start < w <= total}
+        found = {w: Wanted(w, BREAKPOINT) for w in breakpoints if start < w <= longest}
         saved = match.kv_length - start
         if match.diverged and saved > 0 and saved * lease.ways >= self.pass_cost:
             found.setdefault(match.kv_length, Wanted(match.kv_length, FORK))

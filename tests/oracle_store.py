@@ -2,8 +2,8 @@
 
 Owns docs/design.md sections 2 and 6 as the oracle understands them. The tree's shape is a function of its
 supports, so none is kept: supports are a dict of checkpoints and a counter of anchors, keyed by (salt, path),
-and tree pages are a dict (salt, path up to the page's end) -> page id. Knows nothing of leases, steps and
-placement.
+and tree pages are a dict (salt, path down to where the page is whole) -> page id. Knows nothing of leases,
+steps and placement.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ class Arena:
 class Store:
     """What the tree holds, and the arena it lies in: one object, so that a deep copy answers "what if"."""
 
-    def __init__(self, arena: Arena, page_size: int, lru: bool) -> None:
-        self.arena, self.page_size, self.lru = arena, page_size, lru
+    def __init__(self, arena: Arena, page_size: int, lru: bool, lookahead: int = 0) -> None:
+        self.arena, self.page_size, self.lru, self.lookahead = arena, page_size, lru, lookahead
         self.checkpoints: dict[Key, Checkpoint] = {}
         self.anchors: Counter[Key] = Counter()
         self.pages: dict[Key, int] = {}
@@ -131,10 +131,21 @@ class Store:
                 found.update((salt, a[: common(a, b)]) for b in paths[:i])
         return {key for key in found if key[1]}
 
-    def page_keys(self, key: Key, begin: int = 0) -> list[Key]:
+    def whole(self, depth: int) -> int:
+        """How many pages are complete at `depth`: all that they depend on is known."""
+        return max(depth - self.lookahead, 0) // self.page_size
+
+    def whole_at(self, pages: int) -> int:
+        """The depth at which the last of the first `pages` pages becomes whole."""
+        return pages * self.page_size + self.lookahead if pages else 0
+
+    def page_keys(self, key: Key) -> list[Key]:
+        """Of the pages that are whole at `key`, in order."""
         salt, path = key
-        first = begin // self.page_size * self.page_size + self.page_size
-        return [(salt, path[:end]) for end in range(first, len(path) + 1, self.page_size)]
+        return [(salt, path[: self.whole_at(i + 1)]) for i in range(self.whole(len(path)))]
+
+    def page_number(self, page_key: Key) -> int:
+        return self.whole(len(page_key[1])) - 1
 
     def count(self, page: int) -> None:
         self.counts[page] += 1

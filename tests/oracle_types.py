@@ -27,6 +27,9 @@ class Step(NamedTuple):
     read_slot: int
     write_slot: int
     checkpoints: list[tuple[int, int]]
+    begin_max: int
+    read_slots: list[int]
+    write_slots: list[int]
 
 
 class Plan(NamedTuple):
@@ -44,8 +47,11 @@ class OpenStep:
     spare: bool  # that one only where a slot is free
     inner: list[tuple[int, str, int]]  # (position, kind, slot)
     plan: Plan  # its bookings, unnumbered
+    rows: int = 0  # of a verify step: it writes `step.write_slots`, and `step` moves when its begin is known
     number: int | None = None  # of the plan that carries it
     gone_on: bool = False  # the next step reads its slot and writes another
+    void: bool = False  # the step before stayed with no token, so this one cannot stay either
+    passed_on: list[int] = field(default_factory=list)  # rows of the step before that this one may read
 
 
 @dataclass(eq=False)
@@ -61,7 +67,7 @@ class Lease:
     own: set[int]  # indices into `pages` that this lease holds: they are no node's
     live_slot: int
     read: Checkpoint | None  # the read pin
-    copy_from: int | None  # page to copy into pages[start // page_size] at the first launch
+    copy_from: int | None  # page to copy into pages[whole(start)] at the first launch
     branches: bool
     ways: int = 0  # how many other tokens followed where the prompt diverged
     resend: bool = False  # all of the prompt was known
@@ -90,7 +96,8 @@ class Lease:
         left = [self.left_behind] if self.left_behind is not None else []
         written = [opened.step.write_slot for opened in self.open if opened.gone_on]
         inner = [slot for opened in self.open for _, _, slot in opened.inner]
-        return [self.live_slot, *left, *written, *inner]
+        rows = [s for o in self.open if o.rows for s in (*o.step.write_slots, *o.passed_on)]
+        return [self.live_slot, *left, *written, *inner, *rows]
 
     @property
     def held(self) -> set[int]:

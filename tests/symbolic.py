@@ -1,11 +1,12 @@
 """Symbolic memory: stands for the tensors, so that a wrong read is seen the moment it happens.
 
 Owns one value per page cell and one per slot. A cell's KV value is the id of the exact (salt, path up to and
-including its position), a slot's value the id of the exact path that its state has read. It executes Plans
-and forwards and knows nothing of how the cache decides: of the store it reads only what must hold
-(checkpoints, pages). `guard` is called before any write of a plan or a forward: I5, nothing that the tree can
-serve is written. In the unified arena writing a slot turns the cells of the pages under it into STATE bytes,
-and writing a cell ruins the slot.
+including its position), a slot's value the id of the exact path that its state has read. With `lookahead=1`
+a cell has a second value, the draft layer's entry, which depends on one token more. It executes Plans and
+forwards and knows nothing of how the cache decides: of the store it reads only what must hold (checkpoints,
+pages). `guard` is called before any write of a plan or a forward: I5, nothing that the tree can serve is
+written. In the unified arena writing a slot turns the cells of the pages under it into STATE bytes, and
+writing a cell ruins the slot.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import numpy as np
 
 ZERO = 0  # a zeroed cell, or the state after no token
 NEVER_WRITTEN, STATE_BYTES, RUINED = -1, -2, -3
+PROVISIONAL = 2**61  # a draft entry whose next token was not read yet
+LOST = 2**62  # what a void step leaves that started from a slot which is another's by now
 
 
 class Paths:
@@ -54,11 +57,13 @@ class SymbolicMemory:
     ) -> None:
         self.store = store
         self.page_size, self.per_slab, self.unified, self.eager = page_size, pages_per_slab, unified, eager
-        self.cells = np.full((num_pages, page_size), NEVER_WRITTEN, dtype=np.int64)
+        self.lookahead = store.lookahead
+        self.cells = np.full((num_pages, page_size, 1 + self.lookahead), NEVER_WRITTEN, dtype=np.int64)
         self.slots = np.full(num_slots, NEVER_WRITTEN, dtype=np.int64)
         self.paths = Paths()
         self.served_slots: set[int] = set()
         self.served_cells: dict[int, int] = {}  # page -> how many of its leading positions the tree serves
+        self.served_drafts: dict[int, int] = {}  # the same of the draft layer's entries
         self.events: Counter[str] = Counter()
 
     # ---- writes
@@ -68,10 +73,12 @@ class SymbolicMemory:
         checkpoints = self.store.checkpoints
         self.served_slots = {c.slot for c in checkpoints.values()}
         self.served_cells = dict.fromkeys(self.store.pages.values(), self.page_size)
+        self.served_drafts = dict(self.served_cells)
         for (_, path), checkpoint in checkpoints.items():
-            if checkpoint.tail is not None:
-                served = max(len(path) % self.page_size, self.served_cells.get(checkpoint.tail, 0))
-                self.served_cells[checkpoint.tail] = served
+            if (page := checkpoint.tail) is not None:
+                inside = len(path) - max(len(path) - self.lookahead, 0) // self.page_size * self.page_size
+                self.served_cells[page] = max(inside, self.served_cells.get(page, 0))
+                self.served_drafts[page] = max(inside - self.lookahead, self.served_drafts.get(page, 0))
 
     def write_slot(self, slot: int, value: int) -> None:
         assert slot not in self.served_slots, f"I5: slot {slot} is a checkpoint's and is written"
@@ -132,45 +139,91 @@ class SymbolicMemory:
 
     # ---- forward
 
-    def forward(self, salt: bytes, path: Sequence[Any], step: Any, table: Sequence[int], owned: Any) -> None:
-        """What the kernels do for `path[begin:end]`; `owned(space, id)`: is it the lease's alone."""
+    def forward(
+        self,
+        salt: bytes,
+        path: Sequence[Any],
+        step: Any,
+        table: Sequence[int],
+        owned: Any,
+        begin: int | None = None,
+        lost: bool = False,
+    ) -> None:
+        """What the kernels do for the last tokens of `path`, from where the step really begins.
+
+        `owned(space, id)`: is it the lease's alone; `lost`: a void step, nobody needs what it reads."""
         self.guard()
+        begin, table = int(step.begin) if begin is None else begin, np.asarray(table)
+        end = begin + int(step.end) - int(step.begin)
+        assert step.begin <= begin <= step.begin_max and len(path) >= end
         ids = self.paths.ids(salt, path)
-        begin, end, table = int(step.begin), int(step.end), np.asarray(table)
-        self.read_state(step, ids[begin])
+        right = self.read_state(step, begin, ids[begin], lost)
         self.read_kv(table, ids, begin)
-        positions = np.arange(begin, end)
-        for index in range(begin // self.page_size, (end - 1) // self.page_size + 1):
-            page, first = int(table[index]), max(begin - index * self.page_size, 0)
-            assert owned("page", page), f"I5: step {step} writes page {page}, which it does not own alone"
-            served = self.served_cells.get(page, 0)
-            assert first >= served, (
-                f"I5: step {step} writes page {page} from {first}, the tree serves {served}"
-            )
-        if self.unified:
-            ruined = self.served_slots & {int(p) // self.per_slab for p in table[positions // self.page_size]}
-            assert not ruined, f"I5: step {step} writes KV over checkpoint slots {sorted(ruined)}"
-            self.slots[table[positions // self.page_size] // self.per_slab] = RUINED
-        self.cells[table[positions // self.page_size], positions % self.page_size] = ids[begin + 1 : end + 1]
-        for position, slot in [*step.checkpoints, (end, step.write_slot)]:
+        if not right:
+            ids = np.concatenate([ids[: begin + 1], np.full(len(ids) - begin - 1, LOST)])
+        self.write_kv(step, table, ids, begin, end, owned)
+        rows = zip(range(end - len(step.write_slots) + 1, end + 1), step.write_slots, strict=True)
+        for position, slot in [*step.checkpoints, *rows]:
             assert owned("slot", int(slot)), (
                 f"I5: step {step} writes slot {slot}, which it does not own alone"
             )
             self.write_slot(int(slot), int(ids[position]))
 
-    def read_state(self, step: Any, expected: int) -> None:
-        """Eager kernels start from the write slot, indirect ones from the read slot (-1: from zero)."""
-        slot = step.write_slot if self.eager else step.read_slot
+    def read_state(self, step: Any, begin: int, expected: int, lost: bool) -> bool:
+        """Eager kernels start from the write slot, but for a verify step whose state no plan could copy;
+        indirect ones from the read slot (-1: from zero)."""
+        copied = len(step.write_slots) == 1 and step.begin == step.begin_max
+        slot = step.write_slot if self.eager and copied else step.read_slots[begin - step.begin]
         found = self.slots[slot] if slot >= 0 else ZERO
-        assert found == expected, f"I2: step {step} starts from state {found}, not {expected}"
+        assert lost or found == expected, f"I2: step {step} starts from state {found}, not {expected}"
+        return bool(found == expected)
 
     def read_kv(self, table: np.ndarray, ids: np.ndarray, begin: int) -> None:
         whole = self.cells[table]
         assert (whole >= ZERO).all(), f"a page of {table.tolist()} was never scrubbed: {whole.tolist()}"
-        found = whole.reshape(-1)[:begin]
-        assert (found == ids[1 : begin + 1]).all(), (
-            f"I11: KV {found.tolist()}, not {ids[1 : begin + 1].tolist()}"
-        )
+        self.compare_kv(table, ids, begin, "I11")
+
+    def compare_kv(self, table: Any, ids: np.ndarray, depth: int, name: str) -> None:
+        """All that lies below `depth`, but for a draft entry that depends on the next token."""
+        cells = self.cells[table].reshape(-1, 1 + self.lookahead)
+        found, expected = cells[:depth, 0], ids[1 : depth + 1]
+        assert (found == expected).all(), f"{name}: KV {found.tolist()}, not {expected.tolist()}"
+        if self.lookahead and depth:
+            found, expected = cells[: depth - 1, 1], ids[2 : depth + 1]
+            assert (found == expected).all(), f"{name}: drafts {found.tolist()}, not {expected.tolist()}"
+
+    def write_kv(
+        self, step: Any, table: np.ndarray, ids: np.ndarray, begin: int, end: int, owned: Any
+    ) -> None:
+        positions = np.arange(begin, end)
+        pages, cells = table[positions // self.page_size], positions % self.page_size
+        self.may_write(step, table, begin, end, self.served_cells, owned)
+        if self.unified:
+            ruined = self.served_slots & {int(p) // self.per_slab for p in pages}
+            assert not ruined, f"I5: step {step} writes KV over checkpoint slots {sorted(ruined)}"
+            self.slots[pages // self.per_slab] = RUINED
+        self.cells[pages, cells, 0] = ids[begin + 1 : end + 1]
+        if self.lookahead:
+            self.may_write(step, table, max(begin - 1, 0), end, self.served_drafts, owned)
+            self.cells[pages, cells, 1] = [*ids[begin + 2 : end + 1], PROVISIONAL]
+            if begin:
+                before = (table[(begin - 1) // self.page_size], (begin - 1) % self.page_size, 1)
+                self.events["lookahead_provisional"] += int(self.cells[before] == PROVISIONAL)
+                self.events["lookahead_rejected"] += int(
+                    self.cells[before] not in (PROVISIONAL, ids[begin + 1])
+                )
+                self.cells[before] = ids[begin + 1]
+
+    def may_write(
+        self, step: Any, table: np.ndarray, begin: int, end: int, served: dict[int, int], owned: Any
+    ) -> None:
+        """I5: only pages that the lease holds alone, and in them only what the tree does not serve."""
+        for index in range(begin // self.page_size, (end - 1) // self.page_size + 1):
+            page, first = int(table[index]), max(begin - index * self.page_size, 0)
+            assert owned("page", page), f"I5: step {step} writes page {page}, which it does not own alone"
+            assert first >= served.get(page, 0), (
+                f"I5: step {step} writes page {page} from {first}, the tree serves {served[page]}"
+            )
 
     # ---- what must hold at all times
 
@@ -187,7 +240,15 @@ class SymbolicMemory:
             table = [store.pages[k] for k in store.page_keys(key)]
             table += [checkpoint.tail] if checkpoint.tail is not None else []
             assert len(table) == -(-depth // self.page_size), f"I11: {key} has pages {table}"
-            kv = self.cells[table].reshape(-1)[:depth]
-            assert (kv == ids[1:]).all(), (
-                f"I5/I11: KV of {key} in {table} is {kv.tolist()}, not {ids[1:].tolist()}"
+            self.compare_kv(table, ids, depth, f"I5/I11 {key} in {table}")
+        for (salt, path), page in store.pages.items():
+            self.compare_page(page, self.paths.ids(salt, path))
+
+    def compare_page(self, page: int, ids: np.ndarray) -> None:
+        """A node's page: `ids` end where it is whole."""
+        first = len(ids) - self.lookahead - self.page_size
+        for entry in range(1 + self.lookahead):
+            found, expected = self.cells[page, :, entry], ids[first + entry :][: self.page_size]
+            assert (found == expected).all(), (
+                f"I5: page {page} holds {found.tolist()}, not {expected.tolist()}"
             )

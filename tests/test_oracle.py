@@ -12,18 +12,30 @@ from typing import Any
 
 import pytest
 
-from tests.actions import WALK_EVENTS, random_walk
+from tests.actions import random_walk
 from tests.harness import Config, Flight, Harness
 from tests.oracle import Oracle
 from tests.oracle_store import Arena, Store
-from tests.oracle_types import Lease, OpenStep, Wanted
+from tests.oracle_types import Lease, OpenStep, Step, Wanted
+from tests.walk_events import WALK_EVENTS
 
 
 def harness(
-    page_size: int = 4, per_slab: int = 2, slabs: int = 40, pages: int = 0, slots: int = 0, **options: Any
+    page_size: int = 4,
+    per_slab: int = 2,
+    slabs: int = 40,
+    pages: int = 0,
+    slots: int = 0,
+    lookahead: int = 0,
+    **options: Any,
 ) -> Harness:
     options = {"pass_cost": 512, "interior_spacing": 1024, **options}
-    return Harness(Config(page_size, per_slab, slabs, pages, slots, options=options))
+    return Harness(Config(page_size, per_slab, slabs, pages, slots, lookahead=lookahead, options=options))
+
+
+def ordinary(begin: int, end: int, read: int, write: int) -> Step:
+    """An ordinary step without inner checkpoints."""
+    return Step(begin, end, read, write, [], begin, [read], [write])
 
 
 def opened(
@@ -158,11 +170,11 @@ def test_a_boundary_inside_a_page_hands_over_the_slot_and_shares_the_page() -> N
     lease, store = flight.oracle, h.oracle.store
     assert (lease.live_slot, lease.pages, lease.capacity) == (0, [2, 3, 4], 12)
     step = advance(h, flight, 6)
-    assert step == (0, 6, -1, 0, [])
+    assert step == ordinary(0, 6, -1, 0)
     assert (lease.live_slot, lease.pages, lease.boundary, lease.fresh) == (3, [2, 3, 4], 6, True)
     assert store.checkpoints[b"", (1, 2, 3, 4, 5, 6)].tail == 3 and 3 in store.held and store.counts[3] == 1
     h.launch(flight, 1, (9,))
-    assert lease.open[0].step == (6, 7, 0, 3, [])
+    assert lease.open[0].step == ordinary(6, 7, 0, 3)
     h.plan()
     assert h.pending[0][0] == (2, [(0, 3)], [], [], []), "the slot is copied, the page is not"
     h.apply()
@@ -294,7 +306,7 @@ def test_a_lease_goes_on_past_a_boundary_that_is_not_committed_yet() -> None:
     assert h.oracle.placement.asked["prompt_end"] == 1, "asked at the launch"
     h.launch(flight, 1, (7,))
     second = lease.live_slot
-    assert second != first and lease.open[1].step == (6, 7, first, second, []) and lease.open[0].gone_on
+    assert second != first and lease.open[1].step == ordinary(6, 7, first, second) and lease.open[0].gone_on
     h.plan()
     assert h.pending[0][0] == (2, [(first, second)], [], [], [])
     h.apply()
@@ -305,7 +317,7 @@ def test_a_lease_goes_on_past_a_boundary_that_is_not_committed_yet() -> None:
     checkpoint = h.oracle.store.checkpoints[b"", (1, 2, 3, 4, 5, 6)]
     assert (checkpoint.slot, checkpoint.pins, lease.live_slot, lease.fresh) == (first, 1, second, False)
     ahead(h, flight, 1, (8,))
-    assert lease.open[1].step == (7, 8, second, second, []), "no boundary stands at 7"
+    assert lease.open[1].step == ordinary(7, 8, second, second), "no boundary stands at 7"
     commit(h, flight)
     assert checkpoint.pins == 0 and lease.committed == 7
     commit(h, flight)
@@ -318,9 +330,9 @@ def test_a_lease_goes_on_past_a_boundary_that_is_not_committed_yet() -> None:
 def test_a_boundary_is_dropped_at_the_launch_ahead_where_there_is_no_slot() -> None:
     h = harness(page_size=2, per_slab=1, slabs=3, run_ahead=1)
     flight = opened(h, [1, 2, 3], max_new=1)
-    assert ahead(h, flight, 3) == (0, 3, -1, 0, [])
+    assert ahead(h, flight, 3) == ordinary(0, 3, -1, 0)
     assert flight.oracle.open[0].kind == "prompt_end"
-    assert ahead(h, flight, 1, (4,)) == (3, 4, 0, 0, [])
+    assert ahead(h, flight, 1, (4,)) == ordinary(3, 4, 0, 0)
     assert flight.oracle.open[0].kind is None and h.oracle.counters["dropped_checkpoints"] == 1
     commit(h, flight)
     assert not h.oracle.store.checkpoints
@@ -544,7 +556,7 @@ def test_a_lease_takes_its_boundary_back_when_only_that_makes_room() -> None:
     flight = opened(h, [1, 2, 3])
     prefill(h, flight)
     assert depths(h) == [3] and flight.oracle.live_slot == 3, "two slots and two pages: the arena is full"
-    assert advance(h, flight, 2, (4, 5)) == (3, 5, 0, 0, [])
+    assert advance(h, flight, 2, (4, 5)) == ordinary(3, 5, 0, 0)
     assert not h.oracle.store.checkpoints and h.oracle.arena.slots == {0}
     assert flight.oracle.boundary == 3 and h.oracle.counters["dropped_checkpoints"] == 1
     h.close(flight, "all", False)
@@ -629,11 +641,14 @@ def test_a_pin_holds_its_checkpoint_through_clear() -> None:
 def test_the_design_alone_never_reads_what_was_not_written() -> None:
     events: Counter[str] = Counter()
     steps = 0
-    for seed in range(300):
+    drafts: Counter[tuple[bool, int]] = Counter()
+    for seed in range(400):
         h = random_walk(seed, 150)
         events += h.total_events()
         steps += h.steps
-    assert steps == 45_000
+        drafts[h.oracle.draft_tokens > 0, h.config.lookahead] += 1
+    assert steps == 60_000
+    assert min(drafts[key] for key in ((False, 0), (False, 1), (True, 0), (True, 1))) > 40
     assert not [name for name in WALK_EVENTS if events[name] < 5], events
 
 
@@ -734,6 +749,67 @@ def zero_the_shared_page(patch: Any) -> None:
     patch.setattr(Store, "count", faulty)
 
 
+def reversed_rows(patch: Any) -> None:
+    """A boundary inside the accepted run, and the live state, come from another row."""
+    keep = Oracle._keep
+
+    def faulty(self: Oracle, lease: Lease, opened: OpenStep, tokens: Any) -> None:
+        opened.step = opened.step._replace(write_slots=opened.step.write_slots[::-1])
+        keep(self, lease, opened, tokens)
+
+    patch.setattr(Oracle, "_keep", faulty)
+
+
+def rows_freed_while_named(patch: Any) -> None:
+    """Rows of a void step are free although the plan of the step behind copies from them."""
+
+    def faulty(self: Oracle, lease: Lease, opened: OpenStep) -> None:
+        for slot in opened.step.write_slots:
+            self.arena.free_slot(slot)
+        if lease.open:
+            lease.open[0].void = True
+        else:
+            lease.computed = lease.committed
+
+    patch.setattr(Oracle, "_keep_none", faulty)
+
+
+def void_releases_the_read_pin(patch: Any) -> None:
+    keep_none = Oracle._keep_none
+
+    def faulty(self: Oracle, lease: Lease, opened: OpenStep) -> None:
+        keep_none(self, lease, opened)
+        self._release_read(lease)
+
+    patch.setattr(Oracle, "_keep_none", faulty)
+
+
+def unwritten_slot_after_a_duplicate(patch: Any) -> None:
+    """What was read before an open verify step is left behind as before an ordinary one."""
+
+    def faulty(self: Oracle, lease: Lease, slot: int) -> None:
+        lease.left_behind = slot
+        lease.fresh = lease.fresh and not lease.open[0].rows
+
+    patch.setattr(Oracle, "_leave_behind", faulty)
+
+
+def pages_for_the_lowest_begin(patch: Any) -> None:
+    """A step that may begin later gets no page for that."""
+    begins = Oracle._begins
+    patch.setattr(
+        Oracle,
+        "pages_for",
+        lambda self, lease, n, rows: self._pages_up_to(lease, begins(self, lease)[0] + n),
+    )
+
+
+def page_whole_too_early(patch: Any) -> None:
+    """The entry of the draft layer that depends on the next token counts as known."""
+    patch.setattr(Store, "whole", lambda self, depth: depth // self.page_size)
+    patch.setattr(Store, "whole_at", lambda self, pages: pages * self.page_size)
+
+
 def salts_are_one(patch: Any) -> None:
     patch.setattr(
         Store, "supports", lambda self, salt: (path for _, path in (*self.checkpoints, *self.anchors))
@@ -758,6 +834,12 @@ def walk_until_seen(seeds: int) -> None:
         free_a_duplicate_that_is_read,
         resume_in_the_shared_page,
         zero_the_shared_page,
+        reversed_rows,
+        rows_freed_while_named,
+        void_releases_the_read_pin,
+        unwritten_slot_after_a_duplicate,
+        pages_for_the_lowest_begin,
+        page_whole_too_early,
         salts_are_one,
     ],
 )

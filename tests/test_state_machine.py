@@ -20,9 +20,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from hybridcache.cache import HybridCache
 from tests import actions
-from tests.actions import WALK_EVENTS, WEIGHTS, random_walk
+from tests.actions import WEIGHTS, random_walk
 from tests.bad_calls import bad_call
 from tests.harness import Config, Harness, draw_config
+from tests.walk_events import WALK_EVENTS
 
 ACTIONS = {**WEIGHTS, bad_call: 6}
 SEEDS, STEPS = 400, 150
@@ -37,15 +38,18 @@ def test_walks_agree_with_the_oracle_at_every_step() -> None:
     events: Counter[str] = Counter()
     steps = most = 0
     walks: Counter[int] = Counter()
+    drafts: Counter[int] = Counter()
     for seed in range(SEEDS):
         h = random_walk(seed, STEPS, make_core, actions=ACTIONS)
         events += h.total_events()
         steps += h.steps
         most = max(most, h.most_in_flight)
         walks[h.oracle.run_ahead] += 1
+        drafts[h.oracle.draft_tokens] += 1
     assert steps == SEEDS * STEPS >= 60_000
     assert min(walks[0], walks[1]) > 0.4 * SEEDS
     assert most == 8
+    assert drafts[0] > 0.25 * SEEDS and all(drafts[k] > 0.05 * SEEDS for k in range(1, 8)), drafts
     assert not [name for name in EVENTS if events[name] < 5], events
 
 
@@ -160,8 +164,6 @@ def picker(data: Any) -> Any:
 def useful(action: Any) -> Any:
     """When the action would do something: hypothesis picks rules alike."""
     stages = {
-        actions.commit: ("ran",),
-        actions.commit_batch: ("ran",),
         actions.fork: ("idle",),
         actions.finish: ("idle",),
         actions.cancel: ("launched", "collected", "applied", "ran"),
@@ -173,11 +175,17 @@ def useful(action: Any) -> Any:
             return h is not None and bool(actions.at_stage(h, *stages[action]))
         if action in (actions.launch, actions.launch_batch):
             return bool(actions.launchable(h))
+        if action is actions.verify:
+            return any(f in actions.decoding(h) for f in actions.launchable(h)) and h.oracle.draft_tokens > 0
+        if action in (actions.commit, actions.commit_batch):
+            return bool(actions.committable(h))
+        if action is actions.commit_wrong:
+            return any(f.steps[0].verifies for f in actions.at_stage(h, "ran", "applied"))
         if action is actions.run:
             return bool(actions.runnable(h) or actions.passing(h))
         if action in (actions.plan, actions.apply):
             return h.oracle.may_plan() if action is actions.plan else bool(h.pending)
-        if action in (actions.turn, actions.overlap):
+        if action in (actions.turn, actions.overlap, actions.want):
             return bool(h.flights)
         return bool(h.pins) if action is actions.release else True
 

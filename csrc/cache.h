@@ -160,7 +160,7 @@ class Cache {
   std::optional<Step> launch_verify(Lease& lease, Position count, std::int64_t rows);
   void commit_verify(Lease& lease, OpenStep step, std::span<const Token> tokens);
   Publication rows_to_publish(Lease& lease, OpenStep& step);
-  void give_up_rows(Lease& lease, OpenStep& step);
+  void give_up_rows(Lease& lease, OpenStep& step, bool nothing_stays);
 
   const Paging& paging() const { return options_.paging; }
 

@@ -125,7 +125,9 @@ void Checker::visit_lease(const Lease& lease) {
   for (const auto& step : lease.steps) {
     if (step.gone_on) ++slots_[step.write_slot];
     for (const auto& inner : step.checkpoints) ++slots_[inner.slot];
-    for (const SlotId row : step.rows) ++slots_[row];
+    for (const auto* rows : {&step.rows, &step.kept}) {
+      for (const SlotId row : *rows) ++slots_[row];
+    }
   }
   for (const Token token : lease.tokens) {
     if (token < 0) ++content_users_[token];

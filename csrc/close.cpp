@@ -68,7 +68,9 @@ void Cache::let_go(Lease& lease) {
   for (const auto& step : lease.steps) {
     if (step.gone_on) arena_.free_slot(step.write_slot);
     for (const auto& inner : step.checkpoints) arena_.free_slot(inner.slot);
-    for (const SlotId row : step.rows) arena_.free_slot(row);
+    for (const auto* rows : {&step.rows, &step.kept}) {
+      for (const SlotId row : *rows) arena_.free_slot(row);
+    }
   }
   for (std::size_t i = 0; i < lease.pages.size(); ++i) {
     if (lease.owned[i]) arena_.release_page(lease.pages[i]);

@@ -25,6 +25,7 @@ struct OpenStep : Step {
   std::int64_t plan = 0;     // the number of the plan that carries it
   bool moves_state = true;   // the plan brings the state from read_slot to write_slot
   bool is_void = false;      // behind a verify step of which nothing stayed: nothing of this one may stay either
+  std::vector<SlotId> kept;  // rows of the verify step before, which this one may still read; freed with it
   Copy tail{kNone, kNone};   // page copy due
   std::vector<PageId> zero_pages;
 };

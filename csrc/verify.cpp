@@ -92,36 +92,37 @@ void Cache::check_count(const Lease& lease, std::int64_t count) const {
 }
 
 void Cache::commit_verify(Lease& lease, OpenStep step, std::span<const Token> tokens) {
-  if (tokens.empty()) return give_up_rows(lease, step);
-  lease.tokens.insert(lease.tokens.end(), tokens.begin(), tokens.end());
-  lease.committed = step.begin + static_cast<Position>(tokens.size());
-  release_read(lease);
-  const auto publication = rows_to_publish(lease, step);
-  publish(lease, publication);
-  for (const SlotId row : step.rows) {
-    if (row != kNone) arena_.free_slot(row);
+  const auto stay = static_cast<Position>(tokens.size());
+  if (stay > 0) {
+    lease.tokens.insert(lease.tokens.end(), tokens.begin(), tokens.end());
+    lease.committed = step.begin + stay;
+    release_read(lease);
+    const auto publication = rows_to_publish(lease, step);
+    publish(lease, publication);
   }
+  give_up_rows(lease, step, stay == 0);
   if (lease.steps.empty()) {
     lease.computed = lease.committed;
-    return;
+  } else if (stay > 0) {  // where the next step begins is known now
+    OpenStep& next = lease.steps.front();
+    next.end += lease.committed - next.begin;
+    next.begin = next.begin_max = lease.committed;
+    lease.computed = next.end;
   }
-  OpenStep& next = lease.steps.front();  // where it begins is known now
-  next.end += lease.committed - next.begin;
-  next.begin = next.begin_max = lease.committed;
-  lease.computed = next.end;
 }
 
-// Nothing stays. A step that was launched behind it has read what nobody wants, and its plan may name these rows: it
-// keeps them until its own commit.
-void Cache::give_up_rows(Lease& lease, OpenStep& step) {
-  if (lease.steps.empty()) {
-    for (const SlotId row : step.rows) arena_.free_slot(row);
-    lease.computed = lease.committed;
+// Frees the rows that are left. If nothing stays, a step that was launched behind has read what nobody wants; its plan
+// may name the rows, and one that is not collected yet may run on a row that the device took to stay: it keeps them.
+void Cache::give_up_rows(Lease& lease, OpenStep& step, bool nothing_stays) {
+  for (const SlotId row : step.kept) arena_.free_slot(row);
+  std::erase(step.rows, kNone);
+  OpenStep* next = lease.steps.empty() ? nullptr : &lease.steps.front();
+  if (next != nullptr && (nothing_stays || next->plan == next_plan_)) {
+    next->kept = std::move(step.rows);
+    next->is_void |= nothing_stays;
     return;
   }
-  OpenStep& next = lease.steps.front();
-  next.rows.insert(next.rows.end(), step.rows.begin(), step.rows.end());
-  next.is_void = true;
+  for (const SlotId row : step.rows) arena_.free_slot(row);
 }
 
 // Takes out of step.rows what becomes a checkpoint, and the row of `committed`, whose state the lease goes on from. No

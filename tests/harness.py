@@ -296,7 +296,7 @@ class Harness(Comparing):
         if flight.steps and (m == 0 or short):
             behind = flight.steps[0]
             behind.void = True
-            behind.lost = m > 0 and not behind.ran
+            behind.lost = m > 0 and not behind.ran and behind.opened.number is not None
             self.events["lost"] += behind.lost
 
     def commit_wrong(self, flight: Flight, m: int) -> None:

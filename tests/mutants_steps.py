@@ -213,7 +213,11 @@ CLOSE = r"""
 inner_slots_kept_at_the_end: I1 leftovers
 -     for (const auto& inner : step.checkpoints) arena_.free_slot(inner.slot);
 rows_kept_at_the_end: I1 leftovers
--     for (const SlotId row : step.rows) arena_.free_slot(row);
+- {&step.rows, &step.kept}
++ {&step.kept}
+passed_rows_kept_at_the_end: I1 leftovers
+- {&step.rows, &step.kept}
++ {&step.rows}
 close_publishes_an_open_step: I4 state-too-far
 - const bool publishes = lease.steps.empty() && !lease.fresh
 + const bool publishes = !lease.fresh
@@ -316,9 +320,6 @@ uncovered_boundary_passed: I2 state-too-far
 uncovered_by_the_last: state-too-far
 - count = uncovered.front().position - step.begin;
 + count = uncovered.back().position - step.begin;
-shortened_where_begin_is_unknown: drafts
-- if (known && !uncovered.empty()) {
-+ if (!uncovered.empty()) {
 covered_boundary_shortens: drafts
 - wanted_in(step.begin, step.begin + count - rows)
 + wanted_in(step.begin, step.begin + count)
@@ -357,37 +358,42 @@ more_accepted_than_drafted: I4
 fewer_accepted_than_rows: I4
 - count < least ||
 +
-nothing_accepted_commits: I4
-- if (tokens.empty()) return give_up_rows(lease, step);
 rejected_drafts_committed: I4 state-too-far
-- lease.committed = step.begin + static_cast<Position>(tokens.size());
+- lease.committed = step.begin + stay;
 + lease.committed = step.end;
 rejected_rows_kept: I1 leftovers
-- if (row != kNone) arena_.free_slot(row);
-+ if (row == kNone) arena_.free_slot(row);
+-   for (const SlotId row : step.rows) arena_.free_slot(row);
+- }
++ }
 computed_stays_ahead: I4
 -     lease.computed = lease.committed;
--     return;
--   }
--   OpenStep& next = lease.steps.front();  // where
-+     return;
-+   }
-+   OpenStep& next = lease.steps.front();  // where
+-   } else
++   } else
 end_of_the_next_stays: I4 drafts
--   next.end += lease.committed - next.begin;
+-     next.end += lease.committed - next.begin;
 begin_of_the_next_stays: I4 drafts
--   next.begin = next.begin_max = lease.committed;
+-     next.begin = next.begin_max = lease.committed;
+computed_ignores_the_next: I4 drafts
+-     lease.computed = next.end;
 read_pin_after_drafts: I1 leftovers
--   release_read(lease);
--   const auto publication
-+   const auto publication
+-     release_read(lease);
+-     const auto publication
++     const auto publication
 void_rows_freed_under_the_next: I10 late-write
--   next.rows.insert(next.rows.end(), step.rows.begin(), step.rows.end());
-+   for (const SlotId row : step.rows) arena_.free_slot(row);
-void_rows_lost: I1 leftovers
--   next.rows.insert(next.rows.end(), step.rows.begin(), step.rows.end());
+- (nothing_stays || next->plan == next_plan_)
++ (next->plan == next_plan_)
+rows_freed_under_the_uncollected: I10 late-write
+- (nothing_stays || next->plan == next_plan_)
++ (nothing_stays)
+rows_kept_too_long: reserved-slots drafts
+- (nothing_stays || next->plan == next_plan_)
++ true
+kept_rows_lost: I1 leftovers
+-     next->kept = std::move(step.rows);
+kept_rows_stay: I1 leftovers
+-   for (const SlotId row : step.kept) arena_.free_slot(row);
 void_forgotten: I4 drafts
--   next.is_void = true;
+-     next->is_void |= nothing_stays;
 row_after_the_boundary: I2 state-too-far
 - step.rows.at(at - first)
 + step.rows.at(std::min<Position>(at - first + 1, std::ssize(step.rows) - 1))

@@ -51,6 +51,7 @@ class OpenStep:
     number: int | None = None  # of the plan that carries it
     gone_on: bool = False  # the next step reads its slot and writes another
     void: bool = False  # the step before stayed with no token, so this one cannot stay either
+    read_up_to: int = 0  # of a verify step: where its commit ended, 0 if nothing stayed
     passed_on: list[int] = field(default_factory=list)  # rows of the step before that this one may read
 
 

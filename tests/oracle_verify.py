@@ -126,14 +126,21 @@ class VerifySteps(OrdinarySteps):
     def _keep_none(self, lease: Lease, opened: OpenStep) -> None:
         self.counters["commits"] += 1
         self.events["void"] += 1
-        rows = [*opened.step.write_slots, *opened.passed_on]
-        if lease.open:  # it has read what nobody wants, and its plan may still name the rows
-            lease.open[0].void, lease.open[0].passed_on = True, rows
+        self._give_up(lease, opened, list(opened.step.write_slots))
+        if lease.open:  # it has read what nobody wants
+            lease.open[0].void = True
             self.events["void_behind"] += 1
-            return
-        for slot in rows:
+        else:
+            lease.computed = lease.committed
+
+    def _give_up(self, lease: Lease, opened: OpenStep, rows: list[int]) -> None:
+        """Frees rows, but for those that the step behind may still read."""
+        if lease.open and (not opened.read_up_to or lease.open[0].number is None):
+            lease.open[0].passed_on = rows
+            self.events["rows_passed_on"] += len(rows)
+            rows = []
+        for slot in [*opened.passed_on, *rows]:
             self.arena.free_slot(slot)
-        lease.computed = lease.committed
 
     def _keep(self, lease: Lease, opened: OpenStep, tokens: Sequence[int]) -> None:
         step, m = opened.step, len(tokens)
@@ -148,8 +155,8 @@ class VerifySteps(OrdinarySteps):
             self.arena.free_slot(lease.live_slot)
             lease.live_slot = row.pop(c)
         lease.fresh = bool(places) and places[-1][0] == c
-        for slot in row.values():
-            self.arena.free_slot(slot)
+        opened.read_up_to = c
+        self._give_up(lease, opened, list(row.values()))
         self.events["accepted_some"] += m < step.end - step.begin
         self.events["single_row_kept"] += opened.rows == 1 < m
         self.events["row_duplicate"] += len(wanted) - len(new)

@@ -405,3 +405,21 @@ def test_rows_inside_the_prompt_or_without_drafts() -> None:
 def test_options(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{name}: {value}, expected 0 <= "):
         Driver(**{name: value})
+
+
+def test_a_boundary_wanted_at_the_open_end_replaces_what_a_spare_one_may_not() -> None:
+    driver = Driver(num_pages=40, num_slots=3)
+    for seed in range(18):  # prompt ends that nobody comes back to are soon made in free slots only
+        driver.turn(tokens(6, seed), [1])
+    for wanted in (False, True):
+        prompt = tokens(6, 100 + wanted).tolist()
+        lease = driver.cache.reserve(prompt)
+        assert lease is not None
+        assert launched(lease, 6).end == 6 and taken_slots(driver) == 3
+        driver.apply()
+        if wanted:
+            lease.want(6)
+        lease.commit()
+        driver.cache.check()
+        assert driver.cache.match([*prompt, 5]).length == (6 if wanted else 0)
+        lease.close(keep="nothing")

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from hybridcache import ModelLayout
+from tests.conftest import Driver, tokens
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-EMBEDDING, WRAPPER = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+EMBEDDING, WRAPPER, DRAFTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def toy_forward(token_ids, step, pages, pools):
@@ -65,6 +66,22 @@ def test_the_embedding_is_about_thirty_lines_and_reuses_what_it_has_read() -> No
     assert sum(read) == 3 + 1 + 4  # the last sampled token had not been read
     names["cache"].clear()
     assert names["answer"]([*first, 7, 8, 9], 5) == second  # the restored state was the true one
+
+
+def test_the_step_that_verifies_drafts() -> None:
+    driver = Driver(draft_tokens=3)
+    prompt = tokens(12).tolist()
+    lease = driver.cache.reserve(prompt)
+    assert lease is not None
+    driver.prefill(lease)
+
+    def verify(step):
+        assert len(step.write_slots) == 4
+        driver.apply()
+        return [1, 2, 3]
+
+    exec(compile(DRAFTS, "README.md", "exec"), {"lease": lease, "verify": verify})
+    assert driver.cache.match([*prompt, 1, 2, 9]).length == 14
 
 
 def test_the_wrapper() -> None:

@@ -37,6 +37,7 @@ FIRST_TESTS = ("test_invariants.py",)
 MORE_TESTS = (
     "test_regressions.py",
     "test_run_ahead.py",
+    "test_drafts.py",
     "test_mutant_holes.py",
     "test_placement.py",
     "test_bad_input.py",

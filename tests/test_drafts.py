@@ -408,14 +408,14 @@ def test_options(name: str, value: int) -> None:
 
 
 def test_a_boundary_wanted_at_the_open_end_replaces_what_a_spare_one_may_not() -> None:
-    driver = Driver(num_pages=80, num_slots=8)
-    for seed in range(20):  # prompt ends that nobody comes back to are soon made in free slots only
+    driver = Driver(num_pages=200, num_slots=30)
+    for seed in range(24):  # prompt ends that nobody comes back to are soon made in free slots only
         driver.turn(tokens(6, seed), [1])
     for wanted in (False, True):
         prompt = tokens(6, 100 + wanted).tolist()
         lease = driver.cache.reserve(prompt)
         assert lease is not None
-        assert launched(lease, 6).end == 6 and taken_slots(driver) == 8
+        assert launched(lease, 6).end == 6 and taken_slots(driver) == 30
         driver.apply()
         if wanted:
             lease.want(6)

@@ -24,8 +24,8 @@ std::string Cache::dump() const {
   return Checker(*this).dump();
 }
 
-void Checker::require(bool holds, const std::string& invariant, const std::string& what) const {
-  if (!holds) throw InvariantError(invariant + ": " + what + "\n" + dump());
+void Checker::fail(const std::string& invariant, const std::string& what) const {
+  throw InvariantError(invariant + ": " + what + "\n" + dump());
 }
 
 void Checker::check() {
@@ -77,10 +77,11 @@ void Checker::visit_node(const Node& node) {
   if (node.parent != nullptr) {
     require(node.begin() == node.parent->depth, "I2", "a node does not begin where its parent ends");
     require(node.checkpoint || node.pins > 0 || node.children.size() > 1, "I1",
-            "a node without a support stays at depth " + text(node.depth));
+            [&] { return "a node without a support stays at depth " + text(node.depth); });
   }
-  require(static_cast<Position>(node.pages.size()) == paging.whole(node.depth) - paging.whole(node.begin()), "I11",
-          "a node at depth " + text(node.depth) + " does not own the pages that become whole on its edge");
+  require(
+      static_cast<Position>(node.pages.size()) == paging.whole(node.depth) - paging.whole(node.begin()), "I11",
+      [&] { return "a node at depth " + text(node.depth) + " does not own the pages that become whole on its edge"; });
   for (const PageId page : node.pages) ++pages_[page].node;
   for (const Token token : node.edge) {
     if (token < 0) ++content_users_[token];
@@ -94,11 +95,11 @@ void Checker::visit_checkpoint(const Node& node) {
   ++checkpoints_;
   unpinned_ += checkpoint.pins == 0;
   require(node.depth > 0 && checkpoint.position == node.depth, "I2",
-          "a checkpoint of " + text(checkpoint.position) + " at " + text(node.depth));
+          [&] { return "a checkpoint of " + text(checkpoint.position) + " at " + text(node.depth); });
   require((checkpoint.tail != kNone) == (node.depth > cache_.paging().whole(node.depth) * cache_.paging().page_size),
-          "I11", "a checkpoint at " + text(node.depth) + " has KV of another length");
+          "I11", [&] { return "a checkpoint at " + text(node.depth) + " has KV of another length"; });
   require(cache_.eviction_.places(node), "I7",
-          "a checkpoint at " + text(node.depth) + " has the wrong place in the order of eviction");
+          [&] { return "a checkpoint at " + text(node.depth) + " has the wrong place in the order of eviction"; });
   ++slots_[checkpoint.slot];
   if (checkpoint.tail != kNone) ++pages_[checkpoint.tail].tails;
 }
@@ -106,18 +107,18 @@ void Checker::visit_checkpoint(const Node& node) {
 // ---------------------------------------------------------------- leases
 
 void Checker::visit_lease(const Lease& lease) {
-  const std::string who = "lease " + text(lease.id);
+  const auto wrong = [&](const char* what) { return [&lease, what] { return "lease " + text(lease.id) + what; }; };
   const auto& paging = cache_.paging();
   const auto& course = lease.course;
   require(0 <= course.start && course.start <= lease.committed && lease.committed <= lease.computed &&
               lease.computed <= lease.capacity(paging.page_size),
-          "I4", who + " has its cursors out of order");
-  require(!lease.steps.empty() == (lease.computed > lease.committed), "I4", who + " has computed what no step covers");
+          "I4", wrong(" has its cursors out of order"));
+  require(!lease.steps.empty() == (lease.computed > lease.committed), "I4", wrong(" has computed what no step covers"));
   require(course.start + static_cast<Position>(lease.tokens.size()) == std::max(lease.committed, course.prompt_length),
-          "I4", who + " knows tokens that were not read");
+          "I4", wrong(" knows tokens that were not read"));
   const auto whole_at = paging.whole_at(paging.whole(lease.committed));
   require(lease.anchor->depth == std::max(whole_at, course.boundary), "I4",
-          who + " is anchored elsewhere than what it committed");
+          wrong(" is anchored elsewhere than what it committed"));
   ++node_pins_[lease.anchor];
   if (lease.read != nullptr) ++checkpoint_pins_[lease.read];
   ++slots_[lease.live];
@@ -137,15 +138,15 @@ void Checker::visit_lease(const Lease& lease) {
 }
 
 void Checker::visit_page_table(const Lease& lease) {
-  const std::string who = "lease " + text(lease.id);
   const auto written_from = cache_.paging().whole(lease.committed);
   const auto path = cache_.tree_.path_pages(lease.anchor);
   for (std::size_t i = 0; i < lease.pages.size(); ++i) {
     pages_[lease.pages[i]].lease += lease.owned[i];
-    require(lease.owned[i] || static_cast<Position>(i) < written_from, "I5",
-            who + " may write page " + text(i) + " of its table, which is not its own");
+    require(lease.owned[i] || static_cast<Position>(i) < written_from, "I5", [&] {
+      return "lease " + text(lease.id) + " may write page " + text(i) + " of its table, which is not its own";
+    });
     require(lease.owned[i] || path[i] == lease.pages[i], "I11",
-            who + " reads page " + text(i) + " from elsewhere than its path");
+            [&] { return "lease " + text(lease.id) + " reads page " + text(i) + " from elsewhere than its path"; });
   }
 }
 
@@ -155,7 +156,7 @@ void Checker::visit_path(const Lease& lease) const {
     const auto from = std::max(node->begin(), lease.course.start);
     const auto known = lease.span(from, node->depth);
     require(std::equal(known.begin(), known.end(), node->edge.begin() + (from - node->begin())), "I4",
-            "lease " + text(lease.id) + " is anchored below other tokens than it committed");
+            [&] { return "lease " + text(lease.id) + " is anchored below other tokens than it committed"; });
   }
 }
 
@@ -163,11 +164,11 @@ void Checker::check_pins() const {
   for (const Node* node : nodes_) {
     const auto pins = node_pins_.find(node);
     require(node->pins == (pins == node_pins_.end() ? 0 : pins->second), "I1",
-            "a node at " + text(node->depth) + " has pins that nobody holds");
+            [&] { return "a node at " + text(node->depth) + " has pins that nobody holds"; });
     const auto reads = checkpoint_pins_.find(node);
     const int expected = reads == checkpoint_pins_.end() ? 0 : reads->second;
     require((node->checkpoint ? node->checkpoint->pins : 0) == expected, "I5",
-            "a checkpoint at " + text(node->depth) + " has pins that nobody holds");
+            [&] { return "a checkpoint at " + text(node->depth) + " has pins that nobody holds"; });
   }
   std::int64_t pairs = 0;
   for (const auto& [token, users] : content_users_) {
@@ -184,16 +185,16 @@ void Checker::check_partition() const {
   const Arena& arena = cache_.arena_;
   for (PageId page = 0; page < arena.num_pages(); ++page) {
     const auto& owners = pages_[page];
-    const std::string who = "page " + text(page);
-    require(owners.lease + owners.node <= 1, "I1", who + " is a node's and a lease's, or two of one kind");
+    const auto wrong = [page](const char* what) { return [page, what] { return "page " + text(page) + what; }; };
+    require(owners.lease + owners.node <= 1, "I1", wrong(" is a node's and a lease's, or two of one kind"));
     require(owners.node + owners.tails == arena.page_count(page) && (owners.lease == 1) == arena.page_held(page), "I1",
-            who + " is counted or held wrongly");
+            wrong(" is counted or held wrongly"));
     require(arena.page_taken(page) == (owners.lease + owners.node + owners.tails > 0), "I1",
-            who + " is taken and nobody's, or free and somebody's");
+            wrong(" is taken and nobody's, or free and somebody's"));
   }
   for (SlotId slot = 0; slot < arena.num_slots(); ++slot) {
     require(slots_[slot] <= 1 && arena.slot_taken(slot) == (slots_[slot] == 1), "I1",
-            "slot " + text(slot) + " has " + text(slots_[slot]) + " owners");
+            [&] { return "slot " + text(slot) + " has " + text(slots_[slot]) + " owners"; });
   }
 }
 
@@ -206,7 +207,7 @@ void Checker::check_slabs() const {
       used += arena.page_taken(static_cast<PageId>(page));
     const bool slot = !arena.fixed() && arena.slot_taken(slab);
     require(arena.holds_pages(slab) == (used > 0) && !(slot && used > 0), "I1",
-            "slab " + text(slab) + " plays two roles");
+            [&] { return "slab " + text(slab) + " plays two roles"; });
     taken += used;
     free_slabs += !slot && used == 0;
   }
@@ -216,10 +217,10 @@ void Checker::check_slabs() const {
 // What a pending plan names is in use.
 void Checker::check_pending() const {
   const auto taken_slot = [&](SlotId slot) {
-    require(cache_.arena_.slot_taken(slot), "I10", "a pending plan names the free slot " + text(slot));
+    require(cache_.arena_.slot_taken(slot), "I10", [&] { return "a pending plan names the free slot " + text(slot); });
   };
   const auto taken_page = [&](PageId page) {
-    require(cache_.arena_.page_taken(page), "I10", "a pending plan names the free page " + text(page));
+    require(cache_.arena_.page_taken(page), "I10", [&] { return "a pending plan names the free page " + text(page); });
   };
   for (const Plan& plan : cache_.pending_) {
     for (const SlotId slot : plan.zero_slots) taken_slot(slot);

@@ -3,6 +3,7 @@
 
 #include <map>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "cache.h"
@@ -25,7 +26,18 @@ class Checker {
     int lease = 0;
   };
 
-  void require(bool holds, const std::string& invariant, const std::string& what) const;
+  // `what` is text, or a callable that makes it: it runs on every check, and its text is needed once, if ever.
+  template <class What>
+  void require(bool holds, const char* invariant, What&& what) const {
+    if (holds) [[likely]]
+      return;
+    if constexpr (std::is_invocable_v<What>) {
+      fail(invariant, what());
+    } else {
+      fail(invariant, what);
+    }
+  }
+  [[noreturn]] void fail(const std::string& invariant, const std::string& what) const;
   void visit_tree();
   void visit_node(const Node& node);
   void visit_checkpoint(const Node& node);

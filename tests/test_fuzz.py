@@ -5,24 +5,42 @@ tests/fuzz/replay.py describes the format; `make fuzz` looks for more.
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.fuzz.choose import MOMENTS
 from tests.fuzz.replay import HEADER, Replay
 from tests.harness import Harness
-from tests.test_state_machine import EVENTS
 
 FOLDER = Path(__file__).parent / "fuzz"
 CORPUS = sorted((FOLDER / "corpus").iterdir())
+WALK = FOLDER.parent.parent / "build" / "walk"
 
 
 @pytest.fixture(scope="module")
-def replayed() -> dict[Path, Harness]:
+def building() -> Iterator[subprocess.Popen[bytes] | None]:
+    """The C++ walk, built while the corpus is replayed; in the tree's build/, where only what has changed is
+    compiled the next time."""
+    if shutil.which("g++") is None:
+        yield None
+        return
+    core = max(WALK.parent.glob("temp*/csrc"), default="")  # what setup.py has compiled
+    build = subprocess.Popen(
+        [FOLDER / "build.sh", WALK, "g++", "-O0", "walk"], env={**os.environ, "CORE_OBJECTS": str(core)}
+    )
+    yield build
+    build.wait()
+
+
+@pytest.fixture(scope="module")
+def replayed(building: object) -> dict[Path, Harness]:
     """Every input of the corpus beside the oracle, compared after each op."""
     found = {}
     for path in CORPUS:
@@ -37,7 +55,7 @@ def test_the_corpus_brings_about_every_rare_moment(replayed: dict[Path, Harness]
     events: Counter[str] = Counter()
     for h in replayed.values():
         events += h.total_events()
-    assert not [name for name in EVENTS if not events[name]], events
+    assert not [name for name in MOMENTS if not events[name]], events
     assert sum(h.steps for h in replayed.values()) > 20 * len(CORPUS)
 
 
@@ -45,6 +63,8 @@ def test_the_corpus_covers_the_options(replayed: dict[Path, Harness]) -> None:
     configs = [h.config for h in replayed.values()]
     for name in ("run_ahead", "inner_checkpoints", "alignment", "policy"):
         assert len({config.options[name] for config in configs}) == 2, name
+    assert {config.options["draft_tokens"] for config in configs} == set(range(8))
+    assert {config.lookahead for config in configs} == {0, 1}
     assert len({config.page_size for config in configs}) == 6
     assert {bool(config.pages) for config in configs} == {False, True}
     assert {"max_cached_bytes" in config.options for config in configs} == {False, True}
@@ -62,12 +82,11 @@ def test_an_input_may_end_anywhere() -> None:
 
 
 @pytest.fixture(scope="module")
-def walk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("g++") is None:
+def walk(building: subprocess.Popen[bytes] | None) -> Path:
+    if building is None:
         pytest.skip("no g++ here: the fuzzer's walk cannot be built")
-    out = tmp_path_factory.mktemp("walk")
-    subprocess.run([FOLDER / "build.sh", out, "g++", "-O0", "walk"], check=True)
-    return out / "walk"
+    assert building.wait() == 0
+    return WALK / "walk"
 
 
 def test_both_sides_decode_an_input_alike(replayed: dict[Path, Harness], walk: Path, tmp_path: Path) -> None:

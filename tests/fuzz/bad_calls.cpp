@@ -12,12 +12,19 @@ namespace {
 constexpr Position kFar = Position{1} << 40;
 using Mistakes = std::vector<std::pair<const char*, std::function<void()>>>;
 
-void launch_them(Cache& cache, std::vector<LeaseId> ids, std::vector<Position> counts) {
-  cache.launch(ids, counts);
+void launch_them(Cache& cache, std::vector<LeaseId> ids, std::vector<Position> counts,
+                 std::vector<std::int64_t> rows = {}) {
+  cache.launch(ids, counts, rows);
 }
 
-void commit_them(Cache& cache, std::vector<LeaseId> ids, std::vector<Token> tokens) {
-  cache.commit(ids, tokens);
+using Counts = std::optional<std::vector<std::int64_t>>;
+
+Counts counted(std::int64_t count) {
+  return std::vector<std::int64_t>{count};
+}
+
+void commit_them(Cache& cache, std::vector<LeaseId> ids, std::vector<Token> tokens, Counts counts = std::nullopt) {
+  cache.commit(ids, tokens, counts ? std::optional<std::span<const std::int64_t>>(*counts) : std::nullopt);
 }
 
 void add_arguments(Mistakes& to, Cache& cache) {
@@ -33,13 +40,16 @@ void add_arguments(Mistakes& to, Cache& cache) {
   to.emplace_back("match: content before", [&, ask] { cache.match(ask({{-1, "x"}})); });
   to.emplace_back("pin: content twice", [&, ask] { cache.pin(ask({{1, "x"}, {1, "y"}})); });
   to.emplace_back("launch: more counts than leases", [&] { launch_them(cache, {}, {1}); });
+  to.emplace_back("launch: more rows than leases", [&] { launch_them(cache, {}, {}, {1}); });
   to.emplace_back("commit: more tokens than leases", [&] { commit_them(cache, {}, {1}); });
+  to.emplace_back("commit: more counts than leases", [&] { commit_them(cache, {}, {}, counted(0)); });
 }
 
 void add_strangers(Mistakes& to, Cache& cache, LeaseId stranger) {
   to.emplace_back("a closed lease: look", [&, stranger] { cache.lease(stranger); });
   to.emplace_back("a closed lease: launch", [&, stranger] { launch_them(cache, {stranger}, {1}); });
   to.emplace_back("a closed lease: commit", [&, stranger] { commit_them(cache, {stranger}, {}); });
+  to.emplace_back("a closed lease: want", [&, stranger] { cache.want(stranger, kFar); });
   to.emplace_back("a closed lease: fork", [&, stranger] { cache.fork(stranger); });
   to.emplace_back("a closed lease: close", [&, stranger] { cache.close(stranger, Keep::all, false); });
 }
@@ -54,19 +64,39 @@ void add_sizes(Mistakes& to, Cache& cache, LeaseId id, std::vector<LeaseId> all)
     counts.back() = 0;
     launch_them(cache, all, counts);
   });
+  to.emplace_back("launch: fewer rows than none", [&, id] { launch_them(cache, {id}, {1}, {-2}); });
+  to.emplace_back("launch: more rows than tokens", [&, id] { launch_them(cache, {id}, {1}, {2}); });
+  to.emplace_back("launch: more rows than drafts", [&, id] { launch_them(cache, {id}, {20}, {20}); });
+  to.emplace_back("want: before the prompt", [&, id] { cache.want(id, -1); });
+  to.emplace_back("want: the empty prompt", [&, id] { cache.want(id, 0); });
 }
+
 void add_commits(Mistakes& to, Cache& cache, const Flight& flight, bool may_commit) {
   const auto id = flight.id;
-  std::vector<Token> tokens;
-  if (!flight.feeds.empty()) tokens = flight.feeds.front();
+  const Running oldest = flight.steps.empty() ? Running{} : flight.steps.front();
+  const auto tokens = oldest.feed;
+  const auto commit = [&cache, id, tokens](std::int64_t count, std::int64_t given) {
+    auto some = tokens;
+    some.resize(given, 1);
+    commit_them(cache, {id}, some, counted(count));
+  };
+  const auto length = static_cast<std::int64_t>(tokens.size());
   if (!may_commit) {
     to.emplace_back("commit: out of order", [&, id, tokens] { commit_them(cache, {id}, tokens); });
+    to.emplace_back("commit: of nothing, out of order", [=] { commit(0, 0); });
     return;
   }
   to.emplace_back("commit: one lease twice", [&, id, tokens] { commit_them(cache, {id, id}, tokens); });
-  if (!tokens.empty()) to.emplace_back("commit: no tokens", [&, id] { commit_them(cache, {id}, {}); });
-  tokens.push_back(1);
-  to.emplace_back("commit: a token too many", [&, id, tokens] { commit_them(cache, {id}, tokens); });
+  to.emplace_back("commit: a token too many", [=] { commit(length + 1, length + 1); });
+  to.emplace_back("commit: a token that no count tells of", [=] { commit(length, length + 1); });
+  to.emplace_back("commit: fewer than none", [=] { commit(-1, 0); });
+  if (length > 0) to.emplace_back("commit: no tokens", [&, id] { commit_them(cache, {id}, {}); });
+  if (oldest.rows > 0) {
+    to.emplace_back("commit: no counts", [&, id, tokens] { commit_them(cache, {id}, tokens); });
+    if (oldest.least() > 1) to.emplace_back("commit: no row", [=] { commit(oldest.least() - 1, oldest.least() - 1); });
+    if (cache.lease(id).steps.front().is_void)
+      to.emplace_back("commit: of a void step", [=] { commit(length, length); });
+  }
 }
 }  // namespace
 

@@ -1,7 +1,7 @@
 """Chooses the committed corpus out of what the fuzzer found: few inputs that reach most.
 
 Asks main_edges.cpp which edges of the core each input reaches, and replays it for the rare moments that it
-brings about (test_state_machine.EVENTS). Rewrites tests/fuzz/corpus. Used by `tests/fuzz/run.sh corpus`.
+brings about (MOMENTS). Rewrites tests/fuzz/corpus. Used by `tests/fuzz/run.sh corpus`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ CORPUS = Path(__file__).parent / "corpus"
 MOST = 150  # files
 BYTES_A_FILE = 1000  # what a file costs beside its bytes
 MOMENT = 10  # what a rare moment counts beside an edge
+MOMENTS = (*EVENTS, "lost", "rows_passed_on", "forked")  # those of the walk, and what only drafts bring about
+OPTIONS = ("run_ahead", "draft_tokens", "inner_checkpoints", "alignment", "policy")
 
 
 def edges(program: str, paths: list[Path]) -> dict[Path, set[object]]:
@@ -26,8 +28,16 @@ def edges(program: str, paths: list[Path]) -> dict[Path, set[object]]:
 
 
 def moments(path: Path) -> set[object]:
-    events = Replay(path.read_bytes()).run().total_events()
-    return {(name, 2**n) for name in EVENTS for n in range(6) if events[name] >= 2**n}
+    """The rare moments, each up to 32 times, and the options."""
+    h = Replay(path.read_bytes()).run()
+    events, chosen = h.total_events(), h.config
+    options = {(name, chosen.options[name]) for name in OPTIONS}
+    options |= {
+        ("page_size", chosen.page_size),
+        ("lookahead", chosen.lookahead),
+        ("fixed", bool(chosen.pages)),
+    }
+    return options | {(name, 2**n) for name in MOMENTS for n in range(6) if events[name] >= 2**n}
 
 
 def worth(reached: set[object]) -> int:

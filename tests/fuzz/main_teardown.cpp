@@ -15,7 +15,8 @@ using namespace hybridcache;
 
 Options options(bool fixed) {
   Options options;
-  options.page_size = 4;
+  options.paging.page_size = 4;
+  options.paging.lookahead = 1;
   options.page_bytes = 64;
   options.slot_bytes = 128;
   (fixed ? options.num_pages : options.num_slabs) = 48;
@@ -23,6 +24,7 @@ Options options(bool fixed) {
   options.pass_cost = 0;
   options.interior_spacing = 8;
   options.run_ahead = 1;
+  options.draft_tokens = 3;
   options.inner_checkpoints = true;
   return options;
 }
@@ -42,17 +44,22 @@ struct Scene {
   void reserve(const std::string& salt, std::vector<Position> breakpoints) {
     leases.push_back(cache.reserve(prompt(salt), {std::move(breakpoints), 4}).value());
   }
-  void launch(std::vector<std::size_t> which, Position count) {
+  void launch(std::vector<std::size_t> which, Position count, std::int64_t rows = 0) {
     std::vector<LeaseId> ids;
     for (const auto index : which) ids.push_back(leases[index]);
-    for (const auto& step : cache.launch(ids, std::vector<Position>(ids.size(), count))) step.value();
+    const std::vector<Position> counts(ids.size(), count);
+    for (const auto& step : cache.launch(ids, counts, std::vector<std::int64_t>(ids.size(), rows))) step.value();
   }
+  std::size_t last() const { return leases.size() - 1; }
   void plan() { pending.push_back(cache.collect().number); }
   void applied() {
     cache.applied(pending.front());
     pending.erase(pending.begin());
   }
-  void commit(std::size_t index, std::vector<Token> tokens) { cache.commit(std::span(&leases[index], 1), tokens); }
+  void commit(std::size_t index, std::vector<Token> tokens) {
+    const auto count = static_cast<std::int64_t>(tokens.size());
+    cache.commit(std::span(&leases[index], 1), tokens, std::span(&count, 1));
+  }
   void close(std::size_t index, Keep keep) {
     cache.close(leases[index], keep, false);
     leases.erase(leases.begin() + static_cast<std::ptrdiff_t>(index));
@@ -89,6 +96,28 @@ const std::vector<std::function<void(Scene&)>> kScene = {
     [](Scene& s) { s.launch({0}, 1); },  // no plan collects it
     [](Scene& s) { s.close(0, Keep::all); },
     [](Scene& s) { s.pins.push_back(s.cache.pin(Scene::prompt("")).value()); },
+    [](Scene& s) { s.applied(); },
+    [](Scene& s) { s.reserve("drafts", {24, 26}); },
+    [](Scene& s) { s.launch({s.last()}, 100); },
+    [](Scene& s) { s.plan(); },
+    [](Scene& s) { s.launch({s.last()}, 4, 4); },  // behind an ordinary step
+    [](Scene& s) { s.applied(); },
+    [](Scene& s) { s.commit(s.last(), {}); },
+    [](Scene& s) { s.plan(); },
+    [](Scene& s) { s.launch({s.last()}, 4, 4); },  // where it begins is not known
+    [](Scene& s) { s.applied(); },
+    [](Scene& s) { s.cache.want(s.leases.back(), 25); },
+    [](Scene& s) { s.commit(s.last(), {1, 2}); },  // a row is published, the step behind keeps others
+    [](Scene& s) { s.plan(); },
+    [](Scene& s) { s.applied(); },
+    [](Scene& s) { s.launch({s.last()}, 2, 2); },
+    [](Scene& s) { s.commit(s.last(), {}); },  // void, and so is the step behind
+    [](Scene& s) { s.plan(); },
+    [](Scene& s) { s.applied(); },
+    [](Scene& s) { s.commit(s.last(), {}); },
+    [](Scene& s) { s.launch({s.last()}, 2, 1); },
+    [](Scene& s) { s.plan(); },
+    [](Scene& s) { s.close(s.last(), Keep::all); },  // rests, with a row
 };
 
 const std::array<std::function<void(Scene&)>, 4> kLastCalls = {

@@ -1,13 +1,15 @@
 """Replays a fuzzer's input through the Python model: oracle, symbolic memory and core side by side.
 
-Owns the format: what the bytes of an input mean (CONFIG, OPS). tests/fuzz/walk.h decodes the same in C++,
-and test_fuzz.py holds the two to one digest. An input starts with HEADER bytes that choose the options; then
-come ops, one byte each (modulo 32), with the operands that their docstrings name, a byte each. Past the end
-every byte is 0, and no further op begins. An operand counts modulo what there is to choose from, so most
-inputs are sequences of valid calls; an op that is not possible now reads its operands and does nothing.
+Owns the format: what the bytes of an input mean (read_config, OPS; operands in decode.py). tests/fuzz/walk.h
+decodes the same in C++, and test_fuzz.py holds the two to one digest. An input starts with HEADER bytes that
+choose the options; then come ops, one byte each (modulo 32), with the operands that their docstrings name, a
+byte each. Past the end every byte is 0, and no further op begins. An operand counts modulo what there is to
+choose from, so most inputs are sequences of valid calls; an op that is not possible now reads its operands
+and does nothing.
 
-Reserved: header byte 7 (draft_tokens: bits 0-2, lookahead: bit 3), and bits 3-7 of the operand `which` of
-launch (rows) and commit (how many tokens stay).
+The operand `which` chooses a request by bits 0-2; bits 3-7 say how: of a launch the rows (decode.py, rows),
+of a commit whether the engine stops short of what the device accepted, and where (kept). How much the device
+accepts is said at the launch, by its seed (staying): a step behind runs before the commit.
 """
 
 from __future__ import annotations
@@ -18,61 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from tests.bad_calls import bad_call
-from tests.harness import MAX_IN_FLIGHT, SALTS, Config, Flight, Harness
+from tests.fuzz.decode import Decoding, Reader, kept, read_config, staying
+from tests.harness import MAX_IN_FLIGHT, SALTS, Flight, Harness
 from tests.test_state_machine import make_core
 
 HEADER = 9
-CONTENTS = (b"cat", b"dog")
-MOST_PINS, REMEMBERED, TOO_MANY = 3, 12, 2**20
+MOST_PINS, TOO_MANY = 3, 2**20
 
 
-class Reader:
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
-
-    @property
-    def more(self) -> bool:
-        return self.at < len(self.data)
-
-    def bytes(self, count: int) -> list[int]:
-        found = self.data[self.at : self.at + count].ljust(count, b"\0")
-        self.at += count
-        return list(found)
-
-
-def read_config(header: list[int]) -> Config:
-    """Bytes: page_size, shape, first, second, flags, costs, cap, drafts (reserved), finish."""
-    page_size, shape, first, second, flags, costs, cap, _, _ = header
-    page_size = (1, 2, 3, 4, 7, 16)[page_size % 6]
-    fixed, large, per_slab = shape & 1, shape & 2, 1 + (shape >> 2) % 5
-    options: dict[str, Any] = {
-        "run_ahead": flags & 1,
-        "inner_checkpoints": bool(flags & 2),
-        "alignment": 4 if flags & 4 else 1,
-        "policy": "lru" if flags & 8 else "default",
-        "pass_cost": costs % 9,
-        "interior_spacing": 2 + costs // 9 % 7,
-    }
-    if flags & 32:
-        options["max_cached_bytes"] = (cap % 6 * per_slab + cap // 6 % 8) * 16 * page_size
-    if fixed:
-        arena = {"slabs": 0, "pages": 40 + first % 60, "slots": 8 + second % 10}
-        arena = arena if large else {"slabs": 0, "pages": 8 + first % 20, "slots": 3 + second % 6}
-    else:
-        arena = {"slabs": 12 + first % 36 if large else 4 + first % 8}
-    return Config(
-        page_size,
-        per_slab,
-        slack=(shape >> 5) % 3,
-        vocabulary=3 if flags & 16 else 2,
-        eager=bool(flags & 64),
-        options=options,
-        **arena,
-    )
-
-
-class Replay:
-    """One input: its caches (`h`), and the paths that later prompts are made of."""
+class Replay(Decoding):
+    """One input, and what its ops have in common."""
 
     def __init__(self, data: bytes) -> None:
         self.input = Reader(data)
@@ -101,79 +58,38 @@ class Replay:
         for shift in range(0, 8, 2):
             (close_all, apply_all, release_all, clear_all)[self.last_calls >> shift & 3](self)
 
-    # ---- prompts
+    def launch_all(self, flights: list[Flight], size: int, seed: int, how: int) -> None:
+        """One call. A shape that would be refused gives way to a single token, or (one seed of 16) refuses
+        the whole batch."""
+        if not flights:
+            return
+        shapes = []
+        for i, flight in enumerate(flights):
+            n = self.count(flight, (size + 37 * i) % 256)
+            rows = self.rows(flight, n, (how + 5 * i) % 32)
+            if seed % 16 != 15 and self.h.oracle.refuses(flight.oracle, n, rows):
+                n, rows = 1, None
+            shapes.append((n, rows))
+        rows = None
+        if any(r is not None for _, r in shapes):
+            rows = [
+                self.default_rows(f, n) if r is None else r for f, (n, r) in zip(flights, shapes, strict=True)
+            ]
+        self.h.launch_batch(flights, [n for n, _ in shapes], self.feed(seed), rows, staying(seed))
 
-    def token(self, index: int, seed: int) -> int:
-        return (seed * (index + 1) >> 3) % self.h.config.vocabulary
+    def default_rows(self, flight: Flight, n: int) -> int:
+        try:
+            return self.h.oracle.rows_of(flight.oracle, n, None)
+        except ValueError:  # more tokens than a verify step may have: all of them is as wrong
+            return n
 
-    def fresh(self, length: int, seed: int) -> list[Any]:
-        path: list[Any] = [self.token(index, seed) for index in range(length)]
-        if seed % 8 == 7 and path:
-            path[(seed >> 3) % length] = (0, CONTENTS[seed >> 7])
-        return path
-
-    @property
-    def room(self) -> int:
-        """Tokens that fit beside one slot."""
-        arena = self.h.oracle.arena
-        return (arena.num_pages - (arena.per_slab if arena.unified else 0)) * self.h.config.page_size
-
-    @property
-    def longest(self) -> int:
-        return max(2, min(48, 5 * self.h.config.page_size + 6, self.room // 3))
-
-    def path(self) -> tuple[bytes, list[Any]]:
-        """Operands how, which, size, seed: a fresh prompt, or an earlier one, extended, cut short, branched
-        off, the same, under the other salt, or so long that it fills the arena."""
-        how, which, size, seed = self.input.bytes(4)
-        recent = self.paths[-REMEMBERED:]
-        if how % 8 == 0 or not recent:
-            return SALTS[how >> 6 & 1], self.fresh(1 + size % self.longest, seed)
-        salt, path = recent[which % len(recent)]
-        if how % 8 == 7:
-            return salt, path + self.fresh(max(0, min(self.room, 100) - len(path) - size % 4), seed)
-        if how % 8 in (1, 2):
-            path = path + self.fresh(1 + size % 6, seed)
-        elif how % 8 == 3:
-            path = path[: 1 + size % len(path)]
-        elif how % 8 == 4:
-            path = path[: size % len(path)] + self.fresh(1 + (size >> 5), seed)
-        elif how % 8 == 6:
-            salt = SALTS[salt == SALTS[0]]
-        return salt, path[: 2 * self.longest]
-
-    # ---- what may be asked
-
-    def count(self, flight: Flight, byte: int) -> int:
-        left = flight.oracle.prompt_length - flight.oracle.computed
-        if left > 0:
-            return left + (byte >> 1) % 3 if byte & 1 else 1 + (byte >> 1) % left
-        return 1 + (byte >> 2) % 4 if byte % 4 == 0 else 1
-
-    def feed(self, seed: int) -> list[int]:
-        return [self.token(index, seed) for index in range(8)]
-
-    @property
-    def launchable(self) -> list[Flight]:
-        return [f for f in self.h.flights if f.may_launch]
-
-    @property
-    def committable(self) -> list[Flight]:
-        return [f for f in self.h.flights if f.stage in ("applied", "ran")]
-
-    def launch_all(self, flights: list[Flight], size: int, seed: int) -> None:
-        counts = [self.count(f, (size + 37 * i) % 256) for i, f in enumerate(flights)]
-        ends = [f.oracle.computed + n for f, n in zip(flights, counts, strict=True)]
-        if flights and max(ends) <= self.room:  # else a mistake, which would refuse the whole batch
-            self.h.launch_batch(flights, counts, self.feed(seed))
-
-    def commit_all(self, flights: list[Flight], batch: bool) -> None:
-        """The forwards that they wait for run first, if they did not yet."""
+    def commit_all(self, flights: list[Flight], batch: bool, how: int) -> None:
+        """The forwards that they wait for run first, if they did not yet; of a void step perhaps never."""
         for flight in flights:
-            while flight.stage == "applied":
+            while flight.stage == "applied" and not (flight.steps[0].void and self.h.rng.random() < 0.5):
                 self.h.run(flight)
         if flights:
-            self.h.commit(flights, batch)
+            self.h.commit(flights, batch, kept(how))
 
     def close_one(self, flight: Flight, keep: str, discard: bool) -> None:
         known = flight.oracle.tokens[: flight.oracle.committed]
@@ -194,26 +110,39 @@ def reserve(r: Replay) -> None:
     """path, extras (bits 0-1: how many breakpoints, bit 2: more tokens), breakpoints, more tokens"""
     salt, path = r.path()
     (extras,) = r.input.bytes(1)
-    breakpoints = sorted({1 + byte % len(path) for byte in r.input.bytes(extras % 4)})
-    max_new = r.input.bytes(1)[0] % 9 if extras & 4 else 0
+    places = r.input.bytes(extras % 4)
+    max_new = r.input.bytes(1)[0] % 24 if extras & 4 else 0
+    breakpoints = sorted({1 + byte % (len(path) + max_new) for byte in places})
     if len(r.h.flights) < MAX_IN_FLIGHT:
         r.paths.append((salt, path))
         r.h.reserve(salt, path, breakpoints, max_new)
 
 
 def launch(r: Replay) -> None:
-    """which, size (255: more than fits, beyond the prompt), seed of what it feeds"""
+    """which, size (255: more than fits, beyond the prompt), seed of what it feeds and of what stays"""
     which, size, seed = r.input.bytes(3)
     if found := r.launchable:
         flight = found[which % 8 % len(found)]
-        r.h.launch(flight, TOO_MANY if size == 255 else r.count(flight, size), r.feed(seed))
+        n = TOO_MANY if size == 255 else r.count(flight, size)
+        r.h.launch(flight, n, r.feed(seed), r.rows(flight, n, which >> 3), staying(seed))
 
 
 def launch_batch(r: Replay) -> None:
     """which is the first, size, seed"""
     which, size, seed = r.input.bytes(3)
     if found := r.launchable:
-        r.launch_all(found[which % 8 % len(found) :], size, seed)
+        r.launch_all(found[which % 8 % len(found) :], size, seed, which >> 3)
+
+
+def want(r: Replay) -> None:
+    """which (from 128: and all that say the same), where"""
+    which, where = r.input.bytes(2)
+    if r.h.flights:
+        flight = r.h.flights[which % 8 % len(r.h.flights)]
+        position, known = r.position(flight, where), (flight.oracle.salt, list(flight.oracle.tokens))
+        same = [f for f in r.h.flights if (f.oracle.salt, f.oracle.tokens) == known]
+        for each in same if which >= 128 else [flight]:
+            r.h.want(each, position)
 
 
 def plan(r: Replay) -> None:
@@ -230,24 +159,33 @@ def commit(r: Replay) -> None:
     """which"""
     (which,) = r.input.bytes(1)
     if found := r.committable:
-        r.commit_all([found[which % 8 % len(found)]], batch=False)
+        r.commit_all([found[which % 8 % len(found)]], batch=False, how=which >> 3)
 
 
 def commit_batch(r: Replay) -> None:
     """which is the first"""
     (which,) = r.input.bytes(1)
     if found := r.committable:
-        r.commit_all(found[which % 8 % len(found) :], batch=True)
+        r.commit_all(found[which % 8 % len(found) :], batch=True, how=which >> 3)
 
 
 def turn(r: Replay) -> None:
     """size, seed: a whole engine step of all"""
     size, seed = r.input.bytes(2)
     apply_all(r)
-    r.launch_all(r.launchable, size, seed)
+    r.launch_all(r.launchable, size, seed, 0)
     plan(r)
     apply_all(r)
-    r.commit_all(r.committable, batch=True)
+    r.commit_all(r.committable, batch=True, how=0)
+
+
+def overlap(r: Replay) -> None:
+    """size, seed, how (bits 0-4 of the launch, 3-7 of the commit): the same of an engine that runs ahead"""
+    size, seed, how = r.input.bytes(3)
+    r.launch_all(r.launchable, size, seed, how % 32)
+    plan(r)
+    apply_all(r)
+    r.commit_all(r.ended, batch=True, how=how >> 3)
 
 
 def fork(r: Replay) -> None:
@@ -294,19 +232,29 @@ def rare(r: Replay) -> None:
 
 def bad(r: Replay) -> None:
     """who, which: a mistake. It changes nothing, so here it may be another one than in walk.cpp"""
-    choices = iter(r.input.bytes(2))
-    bad_call(r.h, lambda n: next(choices) % n)
+    who, which = r.input.bytes(2)
+    steps = [f for f in r.committable if f.steps[0].verifies]
+    if steps and which % 2:
+        flight = steps[who % len(steps)]
+        opened = flight.steps[0].opened
+        wrong = [m for m in range(len(flight.steps[0].feed) + 2) if not r.h.oracle.may_keep(opened, m)]
+        r.h.commit_wrong(flight, wrong[which % len(wrong)])
+    else:
+        choices = iter((who, which))
+        bad_call(r.h, lambda n: next(choices) % n)
 
 
 OPS = (
     *(reserve,) * 5,
     *(launch,) * 3,
-    *(plan,) * 3,  # one of these is free for `want`
+    *(plan,) * 2,
+    want,
     *(apply,) * 3,
     *(commit,) * 3,
     *(launch_batch,) * 2,
     *(commit_batch,) * 2,
-    *(turn,) * 3,
+    *(turn,) * 2,
+    overlap,
     fork,
     *(close,) * 2,
     match,

@@ -24,9 +24,9 @@ void Unchanged::verify(const Cache& cache, const std::string& what, const std::s
 
 const std::array<Walk::Op, 32> Walk::kOps = {
     &Walk::reserve,      &Walk::reserve,      &Walk::reserve,      &Walk::reserve, &Walk::reserve, &Walk::launch,
-    &Walk::launch,       &Walk::launch,       &Walk::plan,         &Walk::plan,    &Walk::plan,    &Walk::apply,
+    &Walk::launch,       &Walk::launch,       &Walk::plan,         &Walk::plan,    &Walk::want,    &Walk::apply,
     &Walk::apply,        &Walk::apply,        &Walk::commit,       &Walk::commit,  &Walk::commit,  &Walk::launch_batch,
-    &Walk::launch_batch, &Walk::commit_batch, &Walk::commit_batch, &Walk::turn,    &Walk::turn,    &Walk::turn,
+    &Walk::launch_batch, &Walk::commit_batch, &Walk::commit_batch, &Walk::turn,    &Walk::turn,    &Walk::overlap,
     &Walk::fork,         &Walk::close,        &Walk::close,        &Walk::match,   &Walk::pin,     &Walk::release,
     &Walk::rare,         &Walk::bad_call};
 
@@ -65,9 +65,11 @@ void Walk::reserve() {
   const Path asked = path();
   const auto length = static_cast<std::int64_t>(asked.symbols.size());
   const int extras = input_.byte();
+  std::vector<int> places;
+  for (int i = 0; i < extras % 4; ++i) places.push_back(input_.byte());
+  const Position max_new = extras & 4 ? input_.byte() % 24 : 0;
   std::set<Position> breakpoints;
-  for (int i = 0; i < extras % 4; ++i) breakpoints.insert(1 + input_.byte() % length);
-  const Position max_new = extras & 4 ? input_.byte() % 9 : 0;
+  for (const int place : places) breakpoints.insert(1 + place % (length + max_new));
   if (flights_.size() == kMostFlights) return;
   paths_.push_back(asked);
   const Ask ask(asked);
@@ -99,22 +101,27 @@ void Walk::fork() {
 // ---------------------------------------------------------------- steps
 
 void Walk::launched(Flight& flight, const Step& step, int seed) {
-  const auto from = std::max(step.begin, cache_.lease(flight.id).course.prompt_length);
-  auto& feed = flight.feeds.emplace_back();
-  for (Position i = 0; i < step.end - from; ++i) feed.push_back(token(i, seed));
+  Running& running = flight.steps.emplace_back();
+  running.rows = static_cast<Position>(step.rows.size());
+  const auto from = step.verifies() ? step.begin : std::max(step.begin, cache_.lease(flight.id).course.prompt_length);
+  for (Position i = 0; i < step.end - from; ++i) running.feed.push_back(token(i, seed));
+  const auto length = static_cast<Position>(running.feed.size());
+  const Position stay = seed & 8 ? 1 + (seed >> 4) : length;
+  running.stays = std::max(std::min(stay, length), running.least());
+  running.fails = step.verifies() && stay < running.least();
 }
 
 void Walk::launch() {
   const int which = input_.byte(), size = input_.byte(), seed = input_.byte();
-  const auto found = those(&Walk::may_launch);
+  const auto found = those(&Walk::would_launch);
   if (found.empty()) return;
   Flight& flight = flights_[found[which % 8 % found.size()]];
-  const Lease& lease = cache_.lease(flight.id);
   const Position tokens = size == 255 ? kTooMany : count(flight, size);
-  const auto end = lease.computed + tokens;
-  const auto launch = [&] { return cache_.launch(std::span(&flight.id, 1), std::span(&tokens, 1)).front(); };
-  if (!fits(lease.computed < lease.course.prompt_length ? std::min(end, lease.course.prompt_length) : end))
-    return refused("launch: too large", launch);
+  const Shape shape{tokens, rows(flight, tokens, which >> 3)};
+  const auto launch = [&] {
+    return cache_.launch(std::span(&flight.id, 1), std::span(&shape.count, 1), std::span(&shape.rows, 1)).front();
+  };
+  if (is_mistake(flight, shape)) return refused("launch: a mistake", launch);
   const Unchanged before(cache_);
   if (const auto step = launch()) {
     launched(flight, *step, seed);
@@ -124,16 +131,25 @@ void Walk::launch() {
   checked("launch");
 }
 
-void Walk::launch_all(std::vector<std::size_t> chosen, int size, int seed) {
+void Walk::launch_all(const std::vector<std::size_t>& chosen, int size, int seed, int how) {
   std::vector<LeaseId> ids;
-  std::vector<Position> counts;
+  std::vector<Position> counts, asked;
+  bool mistake = false;
   for (const auto index : chosen) {
-    ids.push_back(flights_[index].id);
-    counts.push_back(count(flights_[index], (size + 37 * static_cast<int>(ids.size() - 1)) % 256));
-    if (!fits(cache_.lease(ids.back()).computed + counts.back())) return;
+    const Flight& flight = flights_[index];
+    const auto number = static_cast<int>(ids.size());
+    const Position tokens = count(flight, (size + 37 * number) % 256);
+    Shape shape{tokens, rows(flight, tokens, (how + 5 * number) % 32)};
+    if (seed % 16 != 15 && is_mistake(flight, shape)) shape = {1, Cache::kDefaultRows};
+    mistake |= is_mistake(flight, shape);
+    ids.push_back(flight.id);
+    counts.push_back(shape.count);
+    asked.push_back(shape.rows);
   }
+  if (ids.empty()) return;
+  if (mistake) return refused("launch of a batch: a mistake", [&] { cache_.launch(ids, counts, asked); });
   const Unchanged before(cache_);
-  const auto steps = cache_.launch(ids, counts);
+  const auto steps = cache_.launch(ids, counts, asked);
   bool any = false;
   for (std::size_t i = 0; i < chosen.size(); ++i) {
     if (steps[i]) launched(flights_[chosen[i]], *steps[i], seed);
@@ -145,10 +161,27 @@ void Walk::launch_all(std::vector<std::size_t> chosen, int size, int seed) {
 
 void Walk::launch_batch() {
   const int which = input_.byte(), size = input_.byte(), seed = input_.byte();
-  auto found = those(&Walk::may_launch);
+  auto found = those(&Walk::would_launch);
   if (found.empty()) return;
   found.erase(found.begin(), found.begin() + which % 8 % found.size());
-  launch_all(std::move(found), size, seed);
+  launch_all(found, size, seed, which >> 3);
+}
+
+void Walk::want_one(const Flight& flight, Position position) {
+  const auto want = [&] { cache_.want(flight.id, position); };
+  if (!may_want(flight, position)) return refused("want: no state there", want);
+  want();
+  checked("want");
+}
+
+void Walk::want() {
+  const int which = input_.byte(), where = input_.byte();
+  if (flights_.empty()) return;
+  const Flight& flight = flights_[which % 8 % flights_.size()];
+  const Position at = position(flight, where);
+  for (const Flight& each : flights_) {
+    if (&each == &flight || (which >= 128 && each.path == flight.path)) want_one(each, at);
+  }
 }
 
 void Walk::collect() {
@@ -181,26 +214,46 @@ void Walk::apply() {
   if (!pending_.empty()) apply_oldest();
 }
 
-void Walk::commit_all(const std::vector<std::size_t>& chosen) {
+namespace {
+// How many tokens the engine commits: of a verify step what the device accepted, or it stops short of it.
+Position kept(const Running& step, int& how) {
+  if (step.rows == 0) return static_cast<Position>(step.feed.size());
+  if (step.is_void || step.fails) return 0;
+  const int chosen = how++ % 32;
+  const auto fewer = 1 + step.stays - step.least();
+  const auto short_of = (chosen >> 2) % fewer;
+  return chosen % 4 != 3 ? step.stays : short_of == 0 ? 0 : step.least() + short_of - 1;
+}
+}  // namespace
+
+void Walk::commit_all(const std::vector<std::size_t>& chosen, int how) {
   std::vector<LeaseId> ids;
   std::vector<Token> tokens;
+  std::vector<std::int64_t> counts;
+  bool told = how % 2;
   for (const auto index : chosen) {
     Flight& flight = flights_[index];
+    const Running step = flight.steps.front();
+    const auto stay = kept(step, how);
     ids.push_back(flight.id);
-    for (const Token token : flight.feeds.front()) {
-      tokens.push_back(token);
-      flight.path.symbols.push_back({token});
+    counts.push_back(stay);
+    for (Position i = 0; i < stay; ++i) {
+      tokens.push_back(step.feed[i]);
+      flight.path.symbols.push_back({step.feed[i]});
     }
-    flight.feeds.pop_front();
+    flight.steps.pop_front();
+    told |= step.rows > 0;
+    if (step.rows > 0 && !flight.steps.empty() && (stay == 0 || stay < step.stays)) flight.steps.front().is_void = true;
   }
-  cache_.commit(ids, tokens);
+  if (ids.empty()) return;
+  cache_.commit(ids, tokens, told ? std::optional<std::span<const std::int64_t>>(counts) : std::nullopt);
   checked("commit");
 }
 
 void Walk::commit() {
   const int which = input_.byte();
   const auto found = those(&Walk::may_commit);
-  if (!found.empty()) commit_all({found[which % 8 % found.size()]});
+  if (!found.empty()) commit_all({found[which % 8 % found.size()]}, which >> 3);
 }
 
 void Walk::commit_batch() {
@@ -208,16 +261,24 @@ void Walk::commit_batch() {
   auto found = those(&Walk::may_commit);
   if (found.empty()) return;
   found.erase(found.begin(), found.begin() + which % 8 % found.size());
-  commit_all(found);
+  commit_all(found, which >> 3);
 }
 
 void Walk::turn() {
   const int size = input_.byte(), seed = input_.byte();
   apply_all();
-  if (const auto found = those(&Walk::may_launch); !found.empty()) launch_all(found, size, seed);
+  launch_all(those(&Walk::would_launch), size, seed, 0);
   collect();
   apply_all();
-  if (const auto found = those(&Walk::may_commit); !found.empty()) commit_all(found);
+  commit_all(those(&Walk::may_commit), 0);
+}
+
+void Walk::overlap() {
+  const int size = input_.byte(), seed = input_.byte(), how = input_.byte();
+  launch_all(those(&Walk::would_launch), size, seed, how % 32);
+  collect();
+  apply_all();
+  commit_all(those(&Walk::has_ended), how >> 3);
 }
 
 // ---------------------------------------------------------------- and go

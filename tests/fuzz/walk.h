@@ -46,18 +46,35 @@ Setup read_setup(Reader& input);
 struct Symbol {
   Token token;
   std::uint8_t content = 0;  // index into kContents, 0: none
+  bool operator==(const Symbol&) const = default;
 };
 
 struct Path {
   std::string salt;
   std::vector<Symbol> symbols;
+  bool operator==(const Path&) const = default;
+};
+
+// One open step: how many of its tokens stay is known to the device before any commit says so.
+struct Running {
+  std::vector<Token> feed;  // what it reads beyond the prompt
+  Position rows = 0;
+  Position stays = 0;    // of a verify step's tokens
+  bool fails = false;    // too few stay: no row has their state
+  bool is_void = false;  // the engine knows that nobody wants what it read
+  Position least() const { return static_cast<Position>(feed.size()) - rows + 1; }
 };
 
 struct Flight {
   LeaseId id;
-  Path path;                             // its prompt, then what it committed
-  std::deque<std::vector<Token>> feeds;  // what each open step reads beyond the prompt, the oldest first
-  std::int64_t length() const { return static_cast<std::int64_t>(path.symbols.size()); }
+  Path path;                  // its prompt, then what it committed
+  std::deque<Running> steps;  // the oldest first
+};
+
+// A launch of one lease. The rows may be Cache::kDefaultRows.
+struct Shape {
+  Position count;
+  std::int64_t rows;
 };
 
 // What must be as it was: digest, statistics and tree, but for one counter of refusals.
@@ -89,11 +106,13 @@ class Walk {
   void reserve();
   void launch();
   void launch_batch();
+  void want();
   void plan();
   void apply();
   void commit();
   void commit_batch();
   void turn();
+  void overlap();
   void fork();
   void close();
   void pin();
@@ -102,9 +121,10 @@ class Walk {
   void bad_call();  // bad_calls.cpp
 
   // walk.cpp: their parts
-  void launch_all(std::vector<std::size_t> chosen, int count, int seed);
+  void launch_all(const std::vector<std::size_t>& chosen, int size, int seed, int how);
   void launched(Flight& flight, const Step& step, int seed);
-  void commit_all(const std::vector<std::size_t>& chosen);
+  void want_one(const Flight& flight, Position position);
+  void commit_all(const std::vector<std::size_t>& chosen, int how);
   void collect();
   void apply_oldest();
   void apply_stale();
@@ -122,12 +142,18 @@ class Walk {
   std::vector<Symbol> fresh(std::int64_t length, int seed) const;
   Token token(std::int64_t index, int seed) const;
   Position count(const Flight& flight, int byte) const;
+  std::int64_t rows(const Flight& flight, Position count, int how) const;
+  Position position(const Flight& flight, int where) const;
   Position room() const;
   Position longest_prompt() const;
   bool fits(Position tokens) const;
+  bool is_mistake(const Flight& flight, const Shape& shape) const;
   bool may_launch(const Flight& flight) const;
+  bool would_launch(const Flight& flight) const;
+  bool may_want(const Flight& flight, Position position) const;
   bool may_plan() const;
   bool may_commit(const Flight& flight) const;
+  bool has_ended(const Flight& flight) const;
   bool may_fork(const Flight& flight) const;
   std::vector<std::size_t> those(bool (Walk::*may)(const Flight&) const) const;
 

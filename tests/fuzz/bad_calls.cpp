@@ -94,8 +94,7 @@ void add_commits(Mistakes& to, Cache& cache, const Flight& flight, bool may_comm
   if (oldest.rows > 0) {
     to.emplace_back("commit: no counts", [&, id, tokens] { commit_them(cache, {id}, tokens); });
     if (oldest.least() > 1) to.emplace_back("commit: no row", [=] { commit(oldest.least() - 1, oldest.least() - 1); });
-    if (cache.lease(id).steps.front().is_void)
-      to.emplace_back("commit: of a void step", [=] { commit(length, length); });
+    if (oldest.must_be) to.emplace_back("commit: of a void step", [=] { commit(length, length); });
   }
 }
 }  // namespace

@@ -172,7 +172,8 @@ bool Walk::is_mistake(const Flight& flight, const Shape& shape) const {
 bool Walk::may_launch(const Flight& flight) const {
   const auto& steps = cache_.lease(flight.id).steps;
   const auto open = static_cast<std::int64_t>(steps.size());
-  return open <= setup_.options.run_ahead && (open == 0 || (steps.back().plan <= plans_ && !steps.back().is_void));
+  return open <= setup_.options.run_ahead &&
+         (open == 0 || (steps.back().plan <= plans_ && !flight.steps.back().must_be));
 }
 
 // Nor does an engine go on behind a step of which it knows that nothing stays.
@@ -186,7 +187,7 @@ bool Walk::may_want(const Flight& flight, Position position) const {
   if (flight.steps.empty()) return false;
   if (position == lease.computed && flight.steps.back().rows == 0) return true;
   const OpenStep& oldest = lease.steps.front();
-  return position > oldest.end - flight.steps.front().rows && position <= oldest.end && !oldest.is_void;
+  return position > oldest.end - flight.steps.front().rows && position <= oldest.end && !flight.steps.front().must_be;
 }
 
 bool Walk::may_plan() const {

@@ -243,11 +243,24 @@ void Walk::commit_all(const std::vector<std::size_t>& chosen, int how) {
     }
     flight.steps.pop_front();
     told |= step.rows > 0;
-    if (step.rows > 0 && !flight.steps.empty() && (stay == 0 || stay < step.stays)) flight.steps.front().is_void = true;
+    if (step.rows == 0 || flight.steps.empty()) continue;
+    flight.steps.front().is_void = stay == 0 || stay < step.stays;
+    flight.steps.front().must_be = stay == 0;
   }
   if (ids.empty()) return;
   cache_.commit(ids, tokens, told ? std::optional<std::span<const std::int64_t>>(counts) : std::nullopt);
+  for (const auto index : chosen) verify_cursors(flights_[index]);
   checked("commit");
+}
+
+// `committed` is what was given, `computed` where the last open step ends at the latest.
+void Walk::verify_cursors(const Flight& flight) const {
+  const Lease& lease = cache_.lease(flight.id);
+  const auto known = static_cast<Position>(flight.path.symbols.size());
+  const auto last = lease.steps.empty() ? lease.committed : lease.steps.back().end;
+  const auto spread = lease.steps.empty() ? 0 : lease.steps.back().begin_max - lease.steps.back().begin;
+  if (std::max(lease.committed, lease.course.prompt_length) != known || lease.computed != last + spread)
+    throw Finding("commit: wrong cursors\n" + cache_.dump());
 }
 
 void Walk::commit() {

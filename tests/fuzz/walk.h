@@ -62,6 +62,7 @@ struct Running {
   Position stays = 0;    // of a verify step's tokens
   bool fails = false;    // too few stay: no row has their state
   bool is_void = false;  // the engine knows that nobody wants what it read
+  bool must_be = false;  // void, as the cache knows, too: nothing stayed of the step before
   Position least() const { return static_cast<Position>(feed.size()) - rows + 1; }
 };
 
@@ -125,6 +126,7 @@ class Walk {
   void launched(Flight& flight, const Step& step, int seed);
   void want_one(const Flight& flight, Position position);
   void commit_all(const std::vector<std::size_t>& chosen, int how);
+  void verify_cursors(const Flight& flight) const;
   void collect();
   void apply_oldest();
   void apply_stale();

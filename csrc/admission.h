@@ -34,9 +34,8 @@ class Admission {
   bool has_room_for(Kind kind) const;
 
  private:
-  static int rank_limit(Kind kind) { return replaces_any(kind) ? Eviction::kAnyRank : 0; }
   bool feasible_exactly(const Need& need, const Node* held) const;
-  bool evict_until(const Need& need, int max_rank);
+  bool evict_until(const Need& need, Worth limit);
 
   Arena& arena_;
   Eviction& eviction_;

@@ -157,11 +157,11 @@ class Core {
   }
 
   std::optional<LeaseId> reserve(py::handle tokens, const py::bytes& salt, const std::vector<Position>& breakpoints,
-                                 const Contents& contents, Position max_new_tokens) {
+                                 const Contents& contents, Position max_new_tokens, std::int64_t now) {
     Door door(lock_);
     const Tokens view(tokens, "tokens");
     const auto prompt = make_prompt(view, salt, contents);
-    const ReserveOptions options{breakpoints, max_new_tokens};
+    const ReserveOptions options{breakpoints, max_new_tokens, now};
     return door.change([&] { return released(view, [&] { return cache_.reserve(prompt, options); }); });
   }
 
@@ -213,9 +213,9 @@ class Core {
     return door.change([&] { return cache_.fork(id); });
   }
 
-  void close(LeaseId id, int keep, bool discard) {
+  void close(LeaseId id, int keep, bool discard, std::int64_t now, std::int64_t expected_return) {
     Door door(lock_);
-    door.change([&] { cache_.close(id, static_cast<Keep>(keep), discard); });
+    door.change([&] { cache_.close(id, static_cast<Keep>(keep), discard, now, expected_return); });
   }
 
   py::tuple lease(LeaseId id) {
@@ -309,15 +309,16 @@ PYBIND11_MODULE(_core, module) {
       .def_readwrite("run_ahead", &Options::run_ahead)
       .def_readwrite("draft_tokens", &Options::draft_tokens)
       .def_readwrite("inner_checkpoints", &Options::inner_checkpoints)
+      .def_readwrite("marconi_alpha", &Options::marconi_alpha)
       .def_property(
-          "lru", [](const Options& options) { return options.policy == Policy::lru; },
-          [](Options& options, bool lru) { options.policy = lru ? Policy::lru : Policy::standard; });
+          "policy", [](const Options& options) { return static_cast<int>(options.policy); },
+          [](Options& options, int policy) { options.policy = static_cast<Policy>(policy); });
 
   py::class_<Core>(module, "Core")
       .def(py::init<const Options&>(), py::arg("options"))
       .def("match", &Core::match, py::arg("tokens"), py::arg("salt"), py::arg("content_keys"))
       .def("reserve", &Core::reserve, py::arg("tokens"), py::arg("salt"), py::arg("breakpoints"),
-           py::arg("content_keys"), py::arg("max_new_tokens"))
+           py::arg("content_keys"), py::arg("max_new_tokens"), py::arg("now"))
       .def("launch_one", &Core::launch_one, py::arg("lease"), py::arg("count"), py::arg("rows"))
       .def("launch", &Core::launch, py::arg("leases"), py::arg("counts"), py::arg("rows"))
       .def("plan", &Core::plan)
@@ -326,7 +327,8 @@ PYBIND11_MODULE(_core, module) {
       .def("commit", &Core::commit, py::arg("leases"), py::arg("tokens"), py::arg("counts"))
       .def("want", &Core::want, py::arg("lease"), py::arg("position"))
       .def("fork", &Core::fork, py::arg("lease"))
-      .def("close", &Core::close, py::arg("lease"), py::arg("keep"), py::arg("discard"))
+      .def("close", &Core::close, py::arg("lease"), py::arg("keep"), py::arg("discard"), py::arg("now"),
+           py::arg("expected_return"))
       .def("lease", &Core::lease, py::arg("lease"))
       .def("pages", &Core::pages, py::arg("lease"))
       .def("pin", &Core::pin, py::arg("tokens"), py::arg("salt"), py::arg("content_keys"))

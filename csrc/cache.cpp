@@ -15,11 +15,20 @@ std::string text(std::int64_t value) {
 }
 }  // namespace
 
+// Host memory of a thousandth of the arena's.
+static std::int64_t remembered_tokens(const Options& options) {
+  const auto slab = (options.slot_bytes + options.page_bytes - 1) / options.page_bytes * options.page_bytes;
+  const auto bytes = options.num_slabs > 0 ? options.num_slabs * slab
+                                           : options.num_pages * options.page_bytes + options.num_slots * slab;
+  return std::max<std::int64_t>(1 << 16, bytes / 4096);
+}
+
 Cache::Cache(const Options& options)
     : options_(options),
       arena_(options_, digest_),
+      history_(remembered_tokens(options_), contents_),
       tree_(options_.paging, arena_, contents_, digest_),
-      eviction_(options_.policy, tree_),
+      eviction_(options_, tree_, arena_, history_),
       admission_(arena_, eviction_, [this](const auto& visit, const Node* held) { each_pinned_page(visit, held); }),
       placement_(options_) {}
 
@@ -87,6 +96,7 @@ void Cache::check_breakpoints(const std::vector<Position>& breakpoints, Position
   }
 }
 
+static constexpr std::int64_t kAgain = 1;
 std::optional<LeaseId> Cache::reserve(const Prompt& prompt, const ReserveOptions& options) {
   check_prompt(prompt);
   const auto length = static_cast<Position>(prompt.tokens.size());
@@ -119,6 +129,14 @@ std::optional<LeaseId> Cache::reserve(const Prompt& prompt, const ReserveOptions
   }
   resume(*lease, *node, pages);
   keep_tokens(*lease, prompt);
+  if (keeps_history()) {
+    if (options.now >= 0) history_.tell(options.now);
+    Record* start = (*node)->checkpoint ? (*node)->checkpoint->record : nullptr;
+    lease->trail = history_.arrived(prompt.salt, start, std::span(lease->tokens).first(length - lease->course.start));
+    lease->course.left = lease->trail.left;
+    const Record* exit = lease->trail.last;
+    if (exit->node == nullptr && exit->uses > kAgain) lease->course.again = exit->depth;
+  }
   placement_.want(lease->course, lease->match, options.breakpoints);
   counters_.reserves.add();
   counters_.tokens_queried.add(length);
@@ -233,6 +251,8 @@ std::optional<LeaseId> Cache::fork(LeaseId id) {
   const auto rest = parent.span(at, parent.course.start + static_cast<Position>(parent.tokens.size()));
   child->tokens.assign(rest.begin(), rest.end());
   child->has_content = parent.has_content;
+  if (keeps_history())
+    child->trail = history_.follow(parent.trail, source->checkpoint ? source->checkpoint->record : nullptr);
   if (child->has_content) contents_.acquire(rest);
   counters_.forks.add();
   const auto child_id = add_lease(std::move(child)).id;
@@ -287,7 +307,7 @@ std::int64_t Cache::cached_bytes() const {
 void Cache::trim_to_cap() {
   if (options_.max_cached_bytes < 0) return;
   while (cached_bytes() > options_.max_cached_bytes && eviction_.unpinned() > 0)
-    eviction_.evict(eviction_.lowest(Eviction::kAnyRank, false));
+    eviction_.evict(eviction_.lowest(Eviction::kAny, false));
 }
 
 std::vector<std::pair<std::string, std::int64_t>> Cache::stats() const {

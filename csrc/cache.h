@@ -19,6 +19,7 @@
 #include "admission.h"
 #include "arena.h"
 #include "eviction.h"
+#include "history.h"
 #include "lease.h"
 #include "placement.h"
 #include "tree.h"
@@ -39,6 +40,7 @@ struct Prompt {
 struct ReserveOptions {
   std::vector<Position> breakpoints;
   Position max_new_tokens = 0;
+  std::int64_t now = -1;  // the caller's time, -1: not told
 };
 
 struct Counters {
@@ -80,7 +82,8 @@ class Cache {
   void want(LeaseId lease, Position position);
 
   std::optional<LeaseId> fork(LeaseId lease);
-  void close(LeaseId lease, Keep keep, bool discard);
+  // `now`, `expected_return`: the caller's time, -1: not told.
+  void close(LeaseId lease, Keep keep, bool discard, std::int64_t now = -1, std::int64_t expected_return = -1);
 
   // Keeps the deepest checkpoint of the prompt, and with it the path, until released; nullopt if there is none.
   std::optional<PinId> pin(const Prompt& prompt);
@@ -112,6 +115,8 @@ class Cache {
     SlotId next = kNone;                 // else this is it, kNone at a close
   };
 
+  bool keeps_history() const { return options_.policy == Policy::learned; }
+
   // cache.cpp
   std::vector<Token> with_content(const Prompt& prompt) const;
   void check_prompt(const Prompt& prompt) const;
@@ -141,7 +146,7 @@ class Cache {
   void commit_ordinary(Lease& lease, const OpenStep& step, std::span<const Token> tokens);
   Publication to_publish(Lease& lease, const OpenStep& step);
   void publish(Lease& lease, const Publication& publication);
-  Node* attach(Lease& lease, Node* node, const Checkpoint& checkpoint);
+  Node* attach(Lease& lease, Node* node, Checkpoint checkpoint);
   void leave_behind(Lease& lease, SlotId slot);
   void release_read(Lease& lease);
   bool known_checkpoint(const Lease& lease, Position position) const;
@@ -168,6 +173,7 @@ class Cache {
   Digest digest_;
   Arena arena_;
   ContentTable contents_;
+  History history_;
   Tree tree_;
   Eviction eviction_;
   Admission admission_;

@@ -41,6 +41,7 @@ void Checker::check() {
   check_partition();
   check_slabs();
   check_pending();
+  cache_.history_.check();
 }
 
 // ---------------------------------------------------------------- the tree
@@ -100,6 +101,8 @@ void Checker::visit_checkpoint(const Node& node) {
           "I11", [&] { return "a checkpoint at " + text(node.depth) + " has KV of another length"; });
   require(cache_.eviction_.places(node), "I7",
           [&] { return "a checkpoint at " + text(node.depth) + " has the wrong place in the order of eviction"; });
+  require(!cache_.keeps_history() || (checkpoint.record->node == &node && checkpoint.record->depth == node.depth), "I2",
+          [&] { return "a checkpoint at " + text(node.depth) + " has the history of another"; });
   ++slots_[checkpoint.slot];
   if (checkpoint.tail != kNone) ++pages_[checkpoint.tail].tails;
 }
@@ -160,7 +163,7 @@ void Checker::visit_path(const Lease& lease) const {
   }
 }
 
-void Checker::check_pins() const {
+void Checker::check_pins() {
   for (const Node* node : nodes_) {
     const auto pins = node_pins_.find(node);
     require(node->pins == (pins == node_pins_.end() ? 0 : pins->second), "I1",
@@ -170,6 +173,11 @@ void Checker::check_pins() const {
     require((node->checkpoint ? node->checkpoint->pins : 0) == expected, "I5",
             [&] { return "a checkpoint at " + text(node->depth) + " has pins that nobody holds"; });
   }
+  cache_.history_.each_edge([this](std::span<const Token> edge) {
+    for (const Token token : edge) {
+      if (token < 0) ++content_users_[token];
+    }
+  });
   std::int64_t pairs = 0;
   for (const auto& [token, users] : content_users_) {
     ++pairs;
@@ -244,6 +252,7 @@ void Checker::print_node(std::string& out, const Node& node, int indent) const {
     out += std::string(" * ") + name(checkpoint.kind) + " slot " + text(checkpoint.slot);
     if (checkpoint.tail != kNone) out += " tail " + text(checkpoint.tail);
     out += " tick " + text(static_cast<std::int64_t>(checkpoint.tick)) + (checkpoint.superseded ? " superseded" : "");
+    if (checkpoint.placed && cache_.keeps_history()) out += " worth " + std::to_string(checkpoint.place.first);
     if (checkpoint.pins > 0) out += " pinned " + text(checkpoint.pins);
   }
   out += "\n";

@@ -5,8 +5,9 @@
 
 namespace hybridcache {
 
-void Cache::close(LeaseId id, Keep keep, bool discard) {
+void Cache::close(LeaseId id, Keep keep, bool discard, std::int64_t now, std::int64_t expected_return) {
   Lease& lease = open_lease(id);
+  if (now >= 0) history_.tell(now);
   const auto length = lease.course.prompt_length;
   const bool kept = keep == Keep::all || (keep == Keep::prompt && lease.committed <= length);
   const bool publishes = lease.steps.empty() && !lease.fresh && kept && !discard;
@@ -15,6 +16,11 @@ void Cache::close(LeaseId id, Keep keep, bool discard) {
   } else if (publishes) {
     const Kind at_prompt = lease.committed == length ? Kind::prompt_end : Kind::chunk_end;
     publish(lease, {{}, lease.committed > length ? Kind::turn_end : at_prompt, lease.live});
+  }
+  if (keeps_history() && keep == Keep::nothing) {
+    history_.dismiss(lease.trail);
+  } else if (keeps_history() && expected_return >= 0) {
+    history_.expect(lease.trail, expected_return);
   }
   lease.retires = keep == Keep::nothing;
   counters_.closes.add();
@@ -61,6 +67,7 @@ void Cache::end_rests() {
 }
 
 void Cache::let_go(Lease& lease) {
+  history_.leave(lease.trail);
   release_read(lease);
   for (const SlotId slot : {lease.live, lease.left_behind}) {
     if (slot != kNone) arena_.free_slot(slot);

@@ -1,35 +1,160 @@
 #include "eviction.h"
 
+#include <algorithm>
+
 namespace hybridcache {
 
-void Eviction::drop(Node& node) {
-  auto& place = node.checkpoint->place;
-  if (place.first == kNone) return;
-  order_.erase(place);
-  leaves_.erase(place);
-  place.first = kNone;
+Eviction::Eviction(const Options& options, Tree& tree, const Arena& arena, History& history)
+    : options_(options), tree_(tree), arena_(arena), history_(history) {
+  tree.watch(this);
+  history.watch(this);
 }
 
-void Eviction::changed(Node& node) {
+// ---------------------------------------------------------------- worth
+
+// uses x tokens that it saves over the next checkpoint above / bytes that leave with it.
+Worth Eviction::density(const Node& node, std::uint64_t uses) const {
+  const Node* above = node.parent;
+  while (above != nullptr && !above->checkpoint) above = above->parent;
+  const auto saved = static_cast<std::uint64_t>(node.depth - (above == nullptr ? 0 : above->depth));
+  auto bytes = static_cast<std::uint64_t>(options_.slot_bytes);
+  if (node.children.empty()) bytes += node.pages.size() * options_.page_bytes;
+  const auto wide = (static_cast<unsigned __int128>(uses) * saved << 20) / bytes;
+  return static_cast<Worth>(std::min<unsigned __int128>(wide, kAny - 1));
+}
+
+Worth Eviction::worth(Node& node) const {
+  auto& checkpoint = *node.checkpoint;
+  switch (options_.policy) {
+    case Policy::lru:
+    case Policy::marconi:
+      return 1;
+    case Policy::supersede:
+      return checkpoint.superseded ? 0 : 1;
+    case Policy::gdsf:
+      if (checkpoint.based_on != checkpoint.tick) {
+        checkpoint.base = inflation_;
+        checkpoint.based_on = checkpoint.tick;
+      }
+      return checkpoint.base + density(node, checkpoint.uses + 1);
+    case Policy::learned:
+      if (checkpoint.record == nullptr) return 1;
+      return 1 + density(node, checkpoint.record->index + checkpoint.record->flow);
+  }
+  return 1;
+}
+
+Worth Eviction::limit(Kind kind) const {
+  return replaces_any(kind) || options_.policy == Policy::learned ? kAny : 1;
+}
+
+// ---------------------------------------------------------------- the order
+
+void Eviction::drop(Node& node) {
+  auto& checkpoint = *node.checkpoint;
+  if (!checkpoint.placed) return;
+  order_.erase(checkpoint.place);
+  leaves_.erase(checkpoint.place);
+  checkpoint.placed = false;
+}
+
+void Eviction::place(Node& node) {
   drop(node);
   auto& checkpoint = *node.checkpoint;
-  if (checkpoint.pins > 0) return;
-  checkpoint.place = {rank(checkpoint), checkpoint.tick};
+  if (checkpoint.pins > 0) {
+    if (checkpoint.record != nullptr) history_.give(checkpoint.record, 0);
+    return;
+  }
+  checkpoint.place = {worth(node), checkpoint.tick};
+  checkpoint.placed = true;
   order_.emplace(checkpoint.place, &node);
   if (node.children.empty()) leaves_.emplace(checkpoint.place, &node);
+  if (checkpoint.record != nullptr) share(node, checkpoint.place.first);
 }
 
-Node* Eviction::lowest(int max_rank, bool leaf_first) const {
+// A checkpoint that may leave soon gives a share of its index to the one that its followers would fall back to.
+void Eviction::share(Node& node, Worth worth) {
+  Record* record = node.checkpoint->record;
+  const unsigned __int128 price = 2 * price_;
+  const auto ratio = worth <= price ? 256 : static_cast<Rate>((price << 8) / worth);
+  const Rate given = record->hint == Hint::returns ? (record->index + record->flow) * (ratio * ratio >> 9) >> 8 : 0;
+  const auto off = given > record->given ? given - record->given : record->given - given;
+  if (off > (given + record->given) / 16) history_.give(record, given);
+}
+
+void Eviction::worth_changed(Node& node) {
+  if (node.checkpoint && node.checkpoint->placed) place(node);
+}
+
+void Eviction::joined(Node& node) {
+  if (node.checkpoint->record != nullptr) history_.resident(node.checkpoint->record, &node);
+  place(node);
+  place_below(node);
+}
+
+void Eviction::leaving(Node& node) {
+  drop(node);
+  if (node.checkpoint->record != nullptr) history_.ghost(node.checkpoint->record);
+}
+
+// What the next checkpoints below save has changed.
+void Eviction::place_below(Node& node) {
+  if (options_.policy != Policy::learned && options_.policy != Policy::gdsf) return;
+  std::vector<Node*> left;
+  for (const auto& [first, child] : node.children) left.push_back(child);
+  while (!left.empty()) {
+    Node* below = left.back();
+    left.pop_back();
+    if (below->checkpoint) {
+      if (below->checkpoint->placed) place(*below);
+      continue;
+    }
+    for (const auto& [first, child] : below->children) left.push_back(child);
+  }
+}
+
+Node* Eviction::lowest(Worth limit, bool leaf_first) const {
+  if (options_.policy == Policy::marconi && limit == kAny) return least_by_score();
   for (const auto* order : {&leaves_, &order_}) {
     if (order == &leaves_ && !leaf_first) continue;
-    if (!order->empty() && order->begin()->first.first <= max_rank) return order->begin()->second;
+    if (!order->empty() && order->begin()->first.first < limit) return order->begin()->second;
   }
   return nullptr;
+}
+
+// Both parts scaled to [0, 2**16] over those that may leave: they have at most one child.
+Node* Eviction::least_by_score() const {
+  std::uint64_t newest = 0, oldest = UINT64_MAX, most = 1;
+  for (const auto& [key, node] : order_) {
+    newest = std::max(newest, key.second);
+    oldest = std::min(oldest, key.second);
+    most = std::max(most, density(*node, 1));
+  }
+  Node* least = nullptr;
+  unsigned __int128 lowest = 0;
+  for (const auto& [key, node] : order_) {
+    if (node->children.size() > 1) continue;
+    const auto recency = ((key.second - oldest) << 16) / std::max<std::uint64_t>(newest - oldest, 1);
+    const auto efficiency = (static_cast<unsigned __int128>(density(*node, 1)) << 16) / most;
+    const auto score = (static_cast<unsigned __int128>(recency) << 16) + efficiency * options_.marconi_alpha;
+    if (least != nullptr && score >= lowest) continue;
+    least = node;
+    lowest = score;
+  }
+  return least != nullptr || order_.empty() ? least : order_.begin()->second;
 }
 
 void Eviction::evict(Node* node) {
   ensure(node->checkpoint && node->checkpoint->pins == 0, "eviction of a pinned checkpoint");
   evicted_[index(node->checkpoint->kind)].add();
+  if (options_.policy == Policy::learned) {
+    const auto bytes =
+        options_.slot_bytes +
+        (node->children.empty() ? static_cast<std::int64_t>(node->pages.size()) * options_.page_bytes : 0);
+    const auto change = static_cast<__int128>(node->checkpoint->place.first) - static_cast<__int128>(price_);
+    price_ += static_cast<Worth>(change * bytes / (bytes + 32 * options_.slot_bytes));
+  }
+  if (options_.policy == Policy::gdsf) inflation_ = node->checkpoint->place.first;
   tree_.detach(node);
 }
 
@@ -40,11 +165,14 @@ std::vector<Node*> Eviction::all() const {
 }
 
 bool Eviction::places(const Node& node) const {
-  const auto it = order_.find({rank(*node.checkpoint), node.checkpoint->tick});
-  const bool in_order = it != order_.end() && it->second == &node;
-  const bool in_leaves = leaves_.contains({rank(*node.checkpoint), node.checkpoint->tick});
-  const bool unpinned = node.checkpoint->pins == 0;
-  return in_order == unpinned && in_leaves == (unpinned && node.children.empty());
+  const auto& checkpoint = *node.checkpoint;
+  const bool unpinned = checkpoint.pins == 0;
+  if (checkpoint.placed != unpinned) return false;
+  if (!unpinned) return true;
+  const auto it = order_.find(checkpoint.place);
+  const bool right = it != order_.end() && it->second == &node && checkpoint.place.second == checkpoint.tick &&
+                     checkpoint.place.first == worth(const_cast<Node&>(node));
+  return right && leaves_.contains(checkpoint.place) == node.children.empty();
 }
 
 }  // namespace hybridcache

@@ -1,45 +1,69 @@
-// Which checkpoint leaves first: one total order over the unpinned ones, and the act of evicting. It pops the head, it
-// never scans.
+// Which checkpoint leaves first: one total order over the unpinned ones, by what they are worth, and the act of
+// evicting. It pops the head, it never scans (but for `marconi`, whose scores are relative to all others').
+//
+//   lru         the least recently used
+//   supersede   those that a later one serves instead, then the least recently used
+//   gdsf        uses x tokens saved / bytes, on top of the worth of what left last
+//   marconi     recency + alpha x tokens saved / bytes, both scaled to what is resident
+//   learned     (index + flow of the ghosts below) x tokens saved / bytes: history.h
 #pragma once
 
 #include <map>
 #include <utility>
 #include <vector>
 
+#include "history.h"
 #include "tree.h"
 #include "types.h"
 
 namespace hybridcache {
 
-class Eviction : public CheckpointWatcher {
+using Worth = std::uint64_t;
+
+class Eviction : public CheckpointWatcher, public HistoryWatcher {
  public:
-  static constexpr int kAnyRank = 1;
+  static constexpr Worth kAny = UINT64_MAX;
+  static constexpr Worth kNothing = 0;
 
-  Eviction(Policy policy, Tree& tree) : policy_(policy), tree_(tree) { tree.watch(this); }
+  Eviction(const Options& options, Tree& tree, const Arena& arena, History& history);
 
-  void changed(Node& node) override;
-  void leaving(Node& node) override { drop(node); }
+  void joined(Node& node) override;
+  void changed(Node& node) override { place(node); }
+  void leaving(Node& node) override;
+  void left(Node& node) override { place_below(node); }
+  void worth_changed(Node& node) override;
 
-  // The unpinned checkpoint that leaves first, of rank at most `max_rank`; null if there is none. With `leaf_first`,
-  // those whose node has no child go before all others: their KV leaves with them.
-  Node* lowest(int max_rank, bool leaf_first) const;
+  // The unpinned checkpoint that leaves first, worth less than `limit`; null if there is none. With `leaf_first`, those
+  // whose node has no child go before all others: their KV leaves with them.
+  Node* lowest(Worth limit, bool leaf_first) const;
+  // What a boundary of this kind may replace: anything worth less.
+  Worth limit(Kind kind) const;
   void evict(Node* node);
   std::vector<Node*> all() const;  // in order
 
   std::int64_t unpinned() const { return static_cast<std::int64_t>(order_.size()); }
   std::int64_t evicted(Kind kind) const { return evicted_[index(kind)].get(); }
-  int rank(const Checkpoint& checkpoint) const { return policy_ == Policy::standard && checkpoint.superseded ? 0 : 1; }
   // check(): does the order hold `node` where it should?
   bool places(const Node& node) const;
 
  private:
-  using Key = std::pair<int, std::uint64_t>;  // (rank, tick): ticks are unique, so the order is total
+  using Key = std::pair<Worth, std::uint64_t>;  // (worth, tick): ticks are unique, so the order is total
+  Worth worth(Node& node) const;
+  Worth density(const Node& node, std::uint64_t uses) const;
+  Node* least_by_score() const;
+  void place(Node& node);
+  void share(Node& node, Worth worth);
   void drop(Node& node);
+  void place_below(Node& node);
 
-  const Policy policy_;
+  const Options options_;
   Tree& tree_;
+  const Arena& arena_;
+  History& history_;
   std::map<Key, Node*> order_;
   std::map<Key, Node*> leaves_;  // those of order_ whose node has no child
+  Worth inflation_ = 0;          // gdsf: the worth of what left last
+  Worth price_ = 0;              // learned: the worth of what left lately
   Counter evicted_[kKinds];
 };
 

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "history.h"
 #include "placement.h"
 #include "tree.h"
 
@@ -34,6 +35,7 @@ struct Lease {
   LeaseId id = 0;
   Match match;
   Course course;  // prompt_length, start, boundary, wanted
+  Trail trail;    // its place in the history of boundaries, if one is kept
   Position committed = 0;
   Position computed = 0;
   std::vector<Token> tokens;  // from course.start on; prompt first

@@ -46,7 +46,11 @@ void Placement::want(Course& course, const Match& match, std::span<const Positio
   if (match.ways > 0 && match.kv_length > course.start && (match.kv_length - course.start) * match.ways >= cost) {
     wanted.push_back({match.kv_length, Kind::fork});
   }
-  if (options_.inner_checkpoints) {
+  for (const Position position : {course.left, course.again}) {
+    if (position > course.start && position < length && position - course.start >= cost)
+      wanted.push_back({position, Kind::fork});
+  }
+  if (options_.inner_checkpoints && options_.policy != Policy::marconi) {
     if (course.branches && length - kCutGap > course.start)
       wanted.push_back({length - kCutGap, Kind::cut, !enabled(Kind::cut)});
     add_interior(course);
@@ -105,6 +109,7 @@ bool Placement::cut_before_end(const Course& course, Position begin, Position en
 
 // A boundary that costs no pass: the end of the prompt, the last chunk below it, or one of the sparse chunk ends.
 std::optional<Kind> Placement::free_boundary(const Course& course, Position last, Position begin, Position end) const {
+  if (options_.policy == Policy::marconi) return std::nullopt;  // branch-offs and the last decoded token only
   if (end == course.prompt_length) return Kind::prompt_end;
   if (end > course.prompt_length) return std::nullopt;
   const bool probably_last = course.prompt_length - end <= end - begin;
@@ -116,7 +121,8 @@ std::optional<Kind> Placement::free_boundary(const Course& course, Position last
 void Placement::shorten(const Course& course, Cut& cut, Position begin, std::vector<Wanted> candidates,
                         const Room& room) const {
   // A resend is evidence; of a first-time prompt only experience can tell.
-  if (cut_before_end(course, begin, cut.end) && (course.resend || ask(Kind::cut, cut))) {
+  if (options_.policy != Policy::marconi && cut_before_end(course, begin, cut.end) &&
+      (course.resend || ask(Kind::cut, cut))) {
     const Wanted before_end{effective(begin, cut.end, cut.end - kCutGap), Kind::cut};
     const auto after = [](const Wanted& a, const Wanted& b) { return a.position < b.position; };
     if (before_end.position > begin)

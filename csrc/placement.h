@@ -31,6 +31,8 @@ struct Course {
   Position boundary = 0;       // the last position restored or published
   bool branches = false;       // a first-time prompt, not the next turn of a conversation
   bool resend = false;         // all of the prompt was known
+  Position left = 0;           // where it leaves all that is remembered, 0 if nothing went on from there
+  Position again = 0;          // a boundary that was used before and is not there any more
   std::vector<Wanted> wanted;  // sorted by position, one kind each
 
   // Those in (from, to].

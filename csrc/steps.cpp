@@ -346,7 +346,8 @@ void Cache::publish(Lease& lease, const Publication& publication) {
 }
 
 // The checkpoint that this one goes beyond serves only branches from now on.
-Node* Cache::attach(Lease& lease, Node* node, const Checkpoint& checkpoint) {
+Node* Cache::attach(Lease& lease, Node* node, Checkpoint checkpoint) {
+  if (keeps_history()) checkpoint.record = history_.at(lease.trail, lease.tokens, node->depth, checkpoint.kind);
   tree_.attach(node, checkpoint);
   placement_.made(checkpoint.kind);
   counters_.published[index(checkpoint.kind)].add();

@@ -175,6 +175,7 @@ Node* Tree::split(Node* node, Position at) {
   node->parent = upper;
   upper->children.push_back({node->edge.front(), node});
   nodes_.add();
+  leaf_changed(node);
   return upper;
 }
 
@@ -230,6 +231,7 @@ void Tree::merge_into_child(Node* node) {
   child_position(node->parent->children, child->edge.front())->second = child;
   nodes_.add(-1);
   delete node;
+  leaf_changed(child);
 }
 
 Tree::~Tree() {
@@ -259,7 +261,7 @@ void Tree::attach(Node* node, const Checkpoint& checkpoint) {
   checkpoints_.add();
   digest_.mix(kAttach, (static_cast<std::uint64_t>(position) << 8 | index(checkpoint.kind)) ^
                            (static_cast<std::uint64_t>(checkpoint.slot) << 32));
-  watcher_->changed(*node);
+  watcher_->joined(*node);
 }
 
 void Tree::set_tail(Node* node, PageId page) {
@@ -275,6 +277,7 @@ SlotId Tree::take_back(Node* node) {
   digest_.mix(kDetach, slot);
   node->checkpoint.reset();
   checkpoints_.add(-1);
+  watcher_->left(*node);
   if (tail != kNone) arena_.uncount_page(tail);
   settle(node);
   return slot;
@@ -297,6 +300,7 @@ void Tree::unpin_checkpoint(Node* node) {
 
 void Tree::touch(Node* node) {
   node->checkpoint->tick = ++tick_;
+  ++node->checkpoint->uses;
   node->checkpoint->superseded = false;
   digest_.mix(kTouch, node->checkpoint->slot);
   watcher_->changed(*node);

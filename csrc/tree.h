@@ -26,15 +26,22 @@
 
 namespace hybridcache {
 
+struct Record;
+
 struct Checkpoint {
   Position position;  // that its state was taken at; equal to the depth of its node (I2)
   SlotId slot;
   PageId tail;  // the page that the boundary cuts, kNone on a page edge
   Kind kind;
   bool superseded = false;
-  std::uint64_t tick = 0;                         // last touch or publication; unique
-  int pins = 0;                                   // leases that still read it, and Pins
-  std::pair<int, std::uint64_t> place{kNone, 0};  // kept by the order of eviction; kNone: not in it
+  std::uint64_t tick = 0;    // last touch or publication; unique
+  int pins = 0;              // leases that still read it, and Pins
+  Record* record = nullptr;  // its history, if one is kept
+  std::uint64_t uses = 0;    // restores
+  // Kept by the order of eviction:
+  bool placed = false;
+  std::pair<std::uint64_t, std::uint64_t> place{0, 0};  // (worth, tick)
+  std::uint64_t base = 0, based_on = 0;                 // GDSF: the inflation at the touch of that tick
 };
 
 struct Node {
@@ -55,8 +62,10 @@ struct Node {
 class CheckpointWatcher {
  public:
   virtual ~CheckpointWatcher() = default;
-  virtual void changed(Node& node) = 0;  // node has a checkpoint
+  virtual void joined(Node& node) = 0;   // node has got a checkpoint
+  virtual void changed(Node& node) = 0;  // what is told of its checkpoint has changed
   virtual void leaving(Node& node) = 0;  // its checkpoint is about to go
+  virtual void left(Node& node) = 0;     // its checkpoint has gone
 };
 
 // Equal token ids with different content are different tokens: each (token, content) pair in use has a negative number.

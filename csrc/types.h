@@ -65,7 +65,7 @@ struct Paging {
   Position spanned(Position length) const { return ceil_div(length, page_size); }
 };
 
-enum class Policy : std::uint8_t { standard, lru };
+enum class Policy : std::uint8_t { learned, supersede, lru, gdsf, marconi };
 enum class Keep : std::uint8_t { all, prompt, nothing };
 
 struct Options {
@@ -82,7 +82,8 @@ struct Options {
   std::int64_t run_ahead = 0;            // steps that may be launched before the one before is committed
   std::int64_t draft_tokens = 0;         // most drafts in a step
   bool inner_checkpoints = false;
-  Policy policy = Policy::standard;
+  Policy policy = Policy::learned;
+  std::int64_t marconi_alpha = 0;  // weight of efficiency beside recency, in units of 2**-16
 };
 
 struct Match {

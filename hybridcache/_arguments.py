@@ -55,6 +55,10 @@ def check_rows(rows: int | None) -> int:
     return -1 if rows is None else check_integer("rows", rows, low=0)
 
 
+def check_time(name: str, value: int | None) -> int:
+    return -1 if value is None else check_integer(name, value, low=0, high=2**61)
+
+
 def check_content_keys(keys: ContentKeys) -> list[tuple[int, bytes]]:
     checked = []
     for key in check_each("content_keys", keys):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from hybridcache import _core
 from hybridcache._arguments import (
@@ -30,28 +30,18 @@ from hybridcache._arguments import (
     check_integers,
     check_rows,
     check_salt,
+    check_time,
     size_arena,
 )
 from hybridcache.errors import InvariantError, StateError
-from hybridcache.values import Int32, Match, Plan, Step, Steps
+from hybridcache.values import Int32, Layout, Match, Plan, Step, Steps
 
 Tokens = Any  # a C-contiguous int32 or int64 buffer, or a list of ints
 Keep = Literal["all", "prompt", "nothing"]
-Policy = Literal["default", "lru"]
+Policy = Literal["default", "supersede", "lru", "gdsf", "marconi"]
 
 _KEEP: dict[str, int] = {"all": 0, "prompt": 1, "nothing": 2}
-_POLICIES = ("default", "lru")
-
-
-class Layout(Protocol):
-    """What the cache needs of a model's layout; `ModelLayout` has it."""
-
-    @property
-    def page_size(self) -> int: ...
-    @property
-    def page_bytes(self) -> int: ...
-    @property
-    def slot_bytes(self) -> int: ...
+_POLICIES = ("default", "supersede", "lru", "gdsf", "marconi")
 
 
 class Lease:
@@ -178,16 +168,30 @@ class Lease:
         child = self._core.fork(self._id)
         return None if child is None else Lease(self._cache, child)
 
-    def close(self, *, keep: Keep = "all", discard: bool = False) -> None:
+    def close(
+        self,
+        *,
+        keep: Keep = "all",
+        discard: bool = False,
+        now: int | None = None,
+        expected_return: int | None = None,
+    ) -> None:
         """Ends the lease: finish, cancel and preempt alike.
 
         keep: how much will come back: "all", "prompt" (the output will not), "nothing". discard: publish
         nothing, since a copy or a forward failed. The state at `committed` joins the tree if it still exists.
-        O(pages + log n).
+        now, expected_return: the caller's clock, and how long until the conversation is back, in one unit of
+        its choice (milliseconds): hints to the default policy. O(pages + log n).
         """
         if not isinstance(keep, str) or keep not in _KEEP:
             raise ValueError(f"keep: {keep!r}, expected one of {sorted(_KEEP)}")
-        self._core.close(self._id, _KEEP[keep], check_flag("discard", discard))
+        self._core.close(
+            self._id,
+            _KEEP[keep],
+            check_flag("discard", discard),
+            check_time("now", now),
+            check_time("expected_return", expected_return),
+        )
 
     def __enter__(self) -> Lease:
         return self
@@ -237,7 +241,10 @@ class HybridCache:
     alignment: paid cuts fall on begin + alignment * k tokens; 64 where a resumed GDN scan must be bitwise
         that of a whole run.
     max_cached_bytes: what may stay when nothing runs; None: all of the arena.
-    policy: "default" (superseded states first, then the least recently used) or "lru".
+    policy: what leaves first: "default" (what is worth least by what this traffic has shown; docs/policy.md),
+        or what researchers compare with: "supersede" (superseded states first, then the least recently used),
+        "lru", "gdsf" (uses x tokens saved / bytes, aged), "marconi" (recency + marconi_alpha x tokens saved /
+        bytes, both scaled to what is resident; it admits branch-offs and last decoded tokens only).
     pass_cost: tokens that one more forward pass is worth; cuts that save less are not made.
     interior_spacing: tokens below which no sparse checkpoint is made inside a prompt.
     Errors: ValueError or TypeError that names the argument.
@@ -261,6 +268,7 @@ class HybridCache:
         alignment: int = 1,
         max_cached_bytes: int | None = None,
         policy: Policy = "default",
+        marconi_alpha: float = 1.0,
         pass_cost: int = 512,
         interior_spacing: int = 1024,
     ) -> None:
@@ -281,7 +289,8 @@ class HybridCache:
         options.alignment = check_integer("alignment", alignment, low=1)
         options.pass_cost = check_integer("pass_cost", pass_cost, low=0)
         options.interior_spacing = check_integer("interior_spacing", interior_spacing, low=1)
-        options.lru = policy == "lru"
+        options.policy = _POLICIES.index(policy)
+        options.marconi_alpha = round(marconi_alpha * 2**16)
         if max_cached_bytes is not None:
             options.max_cached_bytes = check_integer("max_cached_bytes", max_cached_bytes, low=0)
         size_arena(options, memory_bytes, num_pages, num_slots)
@@ -306,13 +315,15 @@ class HybridCache:
         breakpoints: Sequence[int] = (),
         content_keys: ContentKeys = (),
         max_new_tokens: int = 0,
+        now: int | None = None,
     ) -> Lease | None:
         """Takes a live slot and all pages that the prompt (and max_new_tokens more) needs; None: no room now,
         and nothing changed.
 
         breakpoints: positions in [1, L + max_new_tokens] at which the caller wants checkpoints, such as the
         ends of chat messages (see also `Lease.want`). Other arguments as for `match`. ValueError if not even
-        the empty arena could hold it. One memcmp pass, then O(new tokens + pages + log n).
+        the empty arena could hold it. now: the caller's clock (see `Lease.close`). One memcmp pass, then
+        O(new tokens + pages + log n).
         """
         lease = self._core.reserve(
             tokens,
@@ -323,6 +334,7 @@ class HybridCache:
             ],
             check_content_keys(content_keys),
             check_integer("max_new_tokens", max_new_tokens, low=0, high=2**40),
+            check_time("now", now),
         )
         return None if lease is None else Lease(self, lease)
 

@@ -18,6 +18,14 @@ EXAMPLES = """examples:
   hybridcache demo --turns 3 --first 2048             a short one
   hybridcache demo --out results --json results.json  keep the plot and all figures
 """
+REPLAY_EXAMPLES = """examples:
+  hybridcache replay agentic --memory 10GB,25GB,50GB --policy lru,default
+  hybridcache replay roundrobin:sessions=8,seed=3 --memory 5GB --model qwen3-next-80b
+  hybridcache replay trace.jsonl.gz --memory 10%,25%,50% --optimum --plot rates.png --json rates.json
+  hybridcache replay think --memory 25GB --hints keep,expected_return
+
+WORKLOAD is a file (this package's gzip JSON lines, or Mooncake's JSONL), or a generator with its arguments.
+"""
 PROFILE = {  # field of demo.Profile: what --help says, with its default
     "turns": "turns of the conversation (15)",
     "first": "tokens of the first prompt (16384)",
@@ -42,7 +50,52 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder of demo.png (this one)")
     demo.add_argument("--json", metavar="PATH", help="write rows, machine and summary; - is standard output")
     demo.set_defaults(run=_demo)
+    _add_replay(commands)
     return root
+
+
+def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    about = "a trace through the cache, without tensors: hit rates of policies at memory budgets"
+    layout = argparse.RawDescriptionHelpFormatter
+    replay = commands.add_parser(
+        "replay", help=about, description=about, epilog=REPLAY_EXAMPLES, formatter_class=layout
+    )
+    add = replay.add_argument
+    add("workload", metavar="WORKLOAD", help="a file, or a generator such as agentic:seed=1,sessions=32")
+    add("--model", default="qwen3.5-397b", help="a preset's name, or a config.json (qwen3.5-397b)")
+    add("--page-size", type=int, default=64, metavar="N", help="tokens of a page (64)")
+    add(
+        "--tp-size", type=int, default=1, metavar="N", help="ranks that share the model; bytes are one rank's"
+    )
+    add(
+        "--memory",
+        required=True,
+        metavar="LIST",
+        help="budgets: 16GB, 8GiB, or 25%% of the working set",
+    )
+    add(
+        "--working-set",
+        type=float,
+        metavar="GB",
+        help="smallest cache that could take every hit (computed)",
+    )
+    add("--optimum", action="store_true", help="and what an all-knowing policy could hit: seconds a budget")
+    add("--policy", default="default", metavar="LIST", help="policies of HybridCache, or all (default)")
+    add("--in-flight", default="free", help="free: running requests are not charged to the budget; charged")
+    add("--inner-checkpoints", action=argparse.BooleanOptionalAction, default=True, help="else passes (yes)")
+    add("--hints", default="", metavar="LIST", help="keep,expected_return,breakpoints: with and without them")
+    add("--last-unread", action="store_true", help="the last sampled token of an output is not read")
+    add("--concurrency", type=int, default=0, metavar="N", help="requests at once; 0: in file order, no time")
+    add("--prefill-rate", type=float, default=10_000, metavar="X", help="tokens a second of one (10000)")
+    add("--decode-rate", type=float, default=50, metavar="X", help="tokens a second of one (50)")
+    add("--arrivals", default="closed", help="closed: users wait for answers; open: at the trace's times")
+    add("--limit", type=int, metavar="N", help="only the first N requests")
+    add("--jobs", type=int, default=1, metavar="N", help="processes (1)")
+    add("--progress", action="store_true", help="on standard error, even where that is no terminal")
+    add("--plot", type=Path, metavar="FILE", help="hit rate against budget; needs matplotlib")
+    add("--json", metavar="PATH", help="write all figures; - is standard output")
+    add("--save", type=Path, metavar="FILE", help="write the workload, gzip JSON lines")
+    replay.set_defaults(run=_replay)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,6 +132,16 @@ def _demo(args: argparse.Namespace) -> int:
     if args.json:
         _write(args.json, json.dumps(demo_report.as_json(run), indent=2))
     return 0 if all(row.ok for row in run.rows) else 1
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from . import replay_command
+
+    try:
+        return replay_command.main(args, _write)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"hybridcache replay: {error}", file=sys.stderr)
+        return 2
 
 
 def _write(target: str, text: str) -> None:

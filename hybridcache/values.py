@@ -1,17 +1,29 @@
-"""The plain values that cross between the cache, the pools and an engine: Geometry, Match, Step, Steps, Plan.
+"""The plain values that cross between the cache, the pools and an engine: Geometry, Match, Step, Steps, Plan;
+and what is asked of a Layout.
 
 They own nothing and import neither torch nor the core.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Int32 = npt.NDArray[np.int32]
 Reason = Literal["cold", "complete", "remainder", "unknown", "no_checkpoint", "no_room"]
+
+
+class Layout(Protocol):
+    """What the cache needs of a model's layout; `ModelLayout` has it."""
+
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def page_bytes(self) -> int: ...
+    @property
+    def slot_bytes(self) -> int: ...
 
 
 class Geometry(NamedTuple):

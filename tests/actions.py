@@ -104,7 +104,19 @@ def reserve(h: Harness, pick: Pick) -> None:
         longest = len(path) + max_new
         above = len(path) if max_new and pick(3) == 0 else 0  # in the answer only
         breakpoints = sorted({above + 1 + pick(longest - above) for _ in range(pick(4))}) if pick(2) else []
-        h.reserve(salt, path, breakpoints, max_new)
+        h.reserve(salt, path, breakpoints, max_new, **clock(h, pick))
+
+
+def clock(h: Harness, pick: Pick) -> dict[str, int]:
+    """What the learned policy hears of time, now and then; it never goes back."""
+    learns = h.oracle.store.learned is not None
+    return {"now": 3 * h.steps + pick(3)} if learns and pick(2) else {}
+
+
+def hints(h: Harness, pick: Pick) -> dict[str, int]:
+    learns = h.oracle.store.learned is not None
+    again = {"expected_return": (0, 5, 40, 400, 10**9)[pick(5)]} if learns and pick(2) else {}
+    return {**clock(h, pick), **again}
 
 
 def count(flight: Flight, pick: Pick) -> int:
@@ -277,14 +289,15 @@ def fork(h: Harness, pick: Pick) -> None:
 def finish(h: Harness, pick: Pick) -> None:
     if found := at_stage(h, "idle"):
         keep = ("all", "all", "all", "prompt", "nothing")[pick(5)]
-        h.close(one(found, pick), keep, discard=pick(8) == 0)
+        h.close(one(found, pick), keep, discard=pick(8) == 0, **hints(h, pick))
 
 
 def cancel(h: Harness, pick: Pick) -> None:
     """Closes a request at any stage of its steps, most often while something is under way."""
     two = ahead(h) if pick(2) else []
     if found := two or at_stage(h, "launched", "collected", "applied", "ran") or h.flights:
-        h.close(one(found, pick), ("all", "prompt", "nothing")[pick(3)], discard=pick(4) == 0)
+        keep = ("all", "prompt", "nothing")[pick(3)]
+        h.close(one(found, pick), keep, discard=pick(4) == 0, **hints(h, pick))
 
 
 def drain(h: Harness, pick: Pick) -> None:

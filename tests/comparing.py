@@ -114,7 +114,10 @@ class Comparing:
         for name, ours in self.oracle.stats().items():
             if name in theirs:
                 self.same(f"stats {name}", ours, theirs[name])
-        self.same("tree", self.oracle.shape(), shape_of(self.core.dump()))
+        dump = self.core.dump()
+        self.same("tree", self.oracle.shape(), shape_of(dump))
+        if self.oracle.store.learned is not None:
+            self.same("worths", self.oracle.store.learned.by_slot(), worths_of(dump))
         self.probe()
 
     def probe(self) -> None:
@@ -171,7 +174,7 @@ class Comparing:
 
 NODE = re.compile(
     r"\s+\[(\d+), (\d+)\) tokens .* pages (\d+)(?: pins \d+)?"
-    r"(?: \* (\w+) slot (\d+)(?: tail (\d+))? tick (\d+)( superseded)?(?: pinned (\d+))?)?"
+    r"(?: \* (\w+) slot (\d+)(?: tail (\d+))? tick (\d+)( superseded)?(?: worth (\d+))?(?: pinned (\d+))?)?"
 )
 
 
@@ -182,12 +185,18 @@ def shape_of(dump: str) -> list[tuple[Any, ...]]:
         if line.startswith("salt "):
             salt = line[len("salt '") : -1]
         elif node := NODE.fullmatch(line):
-            begin, depth, pages, kind, slot, tail, tick, superseded, pins = node.groups()
+            begin, depth, pages, kind, slot, tail, tick, superseded, _, pins = node.groups()
             mark = kind and (kind, int(slot), int(tail or -1), int(tick), bool(superseded), int(pins or 0))
             found.append((salt, int(begin), int(depth), int(pages), mark))
         else:
             assert not line.startswith(" "), f"unknown line in the dump: {line}"
     return sorted(found, key=repr)
+
+
+def worths_of(dump: str) -> dict[int, int]:
+    """What the core believes each unpinned checkpoint to be worth, by its slot."""
+    nodes = [node.groups() for line in dump.splitlines() if (node := NODE.fullmatch(line))]
+    return {int(slot): int(worth) for *_, slot, _, _, _, worth, _ in nodes if worth}
 
 
 def split(path: Sequence[Any]) -> tuple[list[int], list[tuple[int, bytes]]]:

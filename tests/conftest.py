@@ -29,7 +29,9 @@ class Driver:
         )
         if "num_pages" not in options:
             options["memory_bytes"] = slabs * layout.slot_bytes
-        self.cache = HybridCache(layout, **{"pass_cost": 4, "interior_spacing": 8, **options})
+        self.cache = HybridCache(
+            layout, **{"pass_cost": 4, "interior_spacing": 8, "policy": "supersede", **options}
+        )
         self.plans: list[Any] = []
 
     def step(self, lease: Lease, count: int, tokens: Any = ()) -> Step | None:

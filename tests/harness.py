@@ -81,9 +81,13 @@ class Harness(Comparing):
         if self.core is not None:
             assert self.core.digest == before, "I9: match changed the digest"
 
-    def reserve(self, salt: bytes, path: Sequence[Any], breakpoints: list[int], max_new: int) -> None:
+    def reserve(
+        self, salt: bytes, path: Sequence[Any], breakpoints: list[int], max_new: int, **times: int
+    ) -> None:
+        """`times`: what the caller's clock says."""
         tokens, keys = split(path)
-        options = {"salt": salt, "breakpoints": breakpoints, "content_keys": keys, "max_new_tokens": max_new}
+        options: dict[str, Any] = {"salt": salt, "breakpoints": breakpoints, "content_keys": keys}
+        options |= {"max_new_tokens": max_new, **times}
         best = self.oracle.match(tokens, salt=salt, content_keys=keys).length
         ours, theirs = self.both(
             f"reserve {path} {options}",
@@ -327,7 +331,7 @@ class Harness(Comparing):
             self.events["forked"] += 1
             self.flights.append(Flight(self.oracle, ours, theirs))
 
-    def close(self, flight: Flight, keep: str, discard: bool) -> None:
+    def close(self, flight: Flight, keep: str, discard: bool, **times: int) -> None:
         self.events[f"closed_{flight.stage}"] += 1
         self.events["closed_in_shared_tail"] += bool(flight.oracle.held & self.oracle.store.counts.keys())
         self.events["closed_before_copy"] += flight.oracle.copy_from is not None
@@ -342,9 +346,9 @@ class Harness(Comparing):
         self.flights.remove(flight)
         self.closed = flight.core
         self.both(
-            f"close {keep} {discard}",
-            lambda: self.oracle.close(flight.oracle, keep=keep, discard=discard),
-            lambda: flight.core.close(keep=keep, discard=discard),
+            f"close {keep} {discard} {times}",
+            lambda: self.oracle.close(flight.oracle, keep=keep, discard=discard, **times),
+            lambda: flight.core.close(keep=keep, discard=discard, **times),
         )
 
     def pin(self, salt: bytes, path: Sequence[Any]) -> None:

@@ -53,7 +53,7 @@ def draw_config(pick: Pick) -> Config:
     options: dict[str, Any] = {
         "inner_checkpoints": bool(pick(2)),
         "alignment": (1, 4)[pick(2)],
-        "policy": ("default", "default", "default", "lru")[pick(4)],
+        "policy": ("default", "default", "supersede", "lru")[pick(4)],
         "pass_cost": pick(9),
         "interior_spacing": 2 + pick(7),
         "run_ahead": pick(2),

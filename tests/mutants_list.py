@@ -1,6 +1,7 @@
 """What the mutation run (mutants.py) breaks: reads the mutants, what each stands for, and checks them.
 
-The mutants are data, in mutants_life.py, mutants_steps.py, mutants_store.py and mutants_outer.py, each as
+The mutants are data, in mutants_life.py, mutants_steps.py, mutants_policy.py, mutants_store.py and
+mutants_outer.py, each as
 
     name: what it breaks, invariants and names of BUGS
     - the exact snippet of the file, which occurs once
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests import mutants_life, mutants_outer, mutants_steps, mutants_store
+from tests import mutants_life, mutants_outer, mutants_policy, mutants_steps, mutants_store
 
 ROOT = Path(__file__).resolve().parents[1]
 INVARIANTS = tuple(f"I{n}" for n in range(1, 13))
@@ -88,7 +89,8 @@ def read(file: str, text: str) -> Iterator[Mutant]:
 
 
 def all_mutants() -> list[Mutant]:
-    files = {**mutants_store.FILES, **mutants_life.FILES, **mutants_steps.FILES, **mutants_outer.FILES}
+    sources = (mutants_store, mutants_life, mutants_steps, mutants_policy, mutants_outer)
+    files = {file: text for source in sources for file, text in source.FILES.items()}
     return [mutant for file, text in files.items() for mutant in read(file, text)]
 
 

@@ -132,62 +132,91 @@ evicted_tail_stays_counted: I1 tail-evicted leftovers
 - if (tail != kNone) arena_.uncount_page(tail);
 hit_touches_the_path: whole-path
 -   node->checkpoint->tick = ++tick_;
--   node->checkpoint->superseded = false;
+-   ++node->checkpoint->uses;
 +   for (Node* up = node->parent; up != nullptr; up = up->parent) {
 +     if (!up->checkpoint) continue;
 +     up->checkpoint->tick = ++tick_;
 +     watcher_->changed(*up);
 +   }
 +   node->checkpoint->tick = ++tick_;
-+   node->checkpoint->superseded = false;
++   ++node->checkpoint->uses;
 hit_stays_superseded: wrong-victim
 -   node->checkpoint->superseded = false;
 hit_does_not_renew: wrong-victim
 -   node->checkpoint->tick = ++tick_;
--   node->checkpoint->superseded
-+   node->checkpoint->superseded
+-   ++node->checkpoint->uses;
++   ++node->checkpoint->uses;
 """
 
 EVICTION = r"""
+superseded_stay_longest: wrong-victim
+- checkpoint.superseded ? 0 : 1
++ checkpoint.superseded ? 1 : 0
+lru_ranks: wrong-victim
+-     case Policy::lru:
+-     case Policy::marconi:
+-       return 1;
+-     case Policy::supersede:
++     case Policy::marconi:
++       return 1;
++     case Policy::lru:
++     case Policy::supersede:
+breakpoint_evicts_nothing_of_worth: first-branch optional-fails
+- replaces_any(kind) || options_.policy == Policy::learned ? kAny : 1
++ options_.policy == Policy::learned ? kAny : 1
+optional_evicts_anything: wrong-victim
+- replaces_any(kind) || options_.policy == Policy::learned ? kAny : 1
++ kAny
+worth_of_the_whole_depth: wrong-victim
+- node.depth - (above == nullptr ? 0 : above->depth)
++ node.depth
+worth_without_its_pages: wrong-victim two-budgets
+- if (node.children.empty()) bytes += node.pages.size() * options_.page_bytes;
+pages_of_others_leave_with_it: wrong-victim two-budgets
+- if (node.children.empty()) bytes += node.pages.size()
++ bytes += node.pages.size()
+flow_worth_nothing: wrong-victim deep-fork
+- checkpoint.record->index + checkpoint.record->flow
++ checkpoint.record->index
+index_worth_nothing: wrong-victim
+- checkpoint.record->index + checkpoint.record->flow
++ checkpoint.record->flow
+old_worth_of_what_is_below: dangling-order wrong-victim
+-   place(node);
+-   place_below(node);
++   place(node);
+no_fallback_while_away: wrong-victim
+-   if (checkpoint.record != nullptr) share(node, checkpoint.place.first);
+everyone_gives_a_share: wrong-victim
+- record->hint == Hint::returns ? (
++ true ? (
 pinned_can_leave: I5
-- if (checkpoint.pins > 0) return;
+-   if (checkpoint.pins > 0) {
+-     if (checkpoint.record != nullptr) history_.give(checkpoint.record, 0);
+-     return;
+-   }
 newest_leaves: wrong-victim
-- order->begin()->first.first <= max_rank) return order->begin()->second;
-+ order->begin()->first.first <= max_rank) return order->rbegin()->second;
+- order->begin()->first.first < limit) return order->begin()->second;
++ order->begin()->first.first < limit) return order->rbegin()->second;
 rank_limit_ignored: wrong-victim
-- if (!order->empty() && order->begin()->first.first <= max_rank)
+- if (!order->empty() && order->begin()->first.first < limit)
 + if (!order->empty())
 every_node_a_leaf: two-budgets dangling-order
 - if (node.children.empty()) leaves_
 + leaves_
 old_place_kept: dangling-order
--   order_.erase(place);
-"""
-
-EVICTION_H = r"""
-superseded_stay_longest: wrong-victim
-- checkpoint.superseded ? 0 : 1
-+ checkpoint.superseded ? 1 : 0
-lru_ranks: wrong-victim
-- policy_ == Policy::standard && checkpoint.superseded
-+ checkpoint.superseded
+-   order_.erase(checkpoint.place);
 """
 
 ADMISSION = r"""
 evicts_before_it_knows: I6
 - return feasible(need, held) && evict_until
 + return evict_until
-optional_evicts_anything: wrong-victim
-- spare ? kNone : rank_limit(kind));
-+ spare ? kNone : Eviction::kAnyRank);
-breakpoint_evicts_nothing_of_worth: first-branch optional-fails
-- spare ? kNone : rank_limit(kind));
-+ spare ? kNone : 0);
 spare_evicts: learned
-- spare ? kNone : rank_limit(kind));
-+ rank_limit(kind));
+- spare ? Eviction::kNothing : eviction_.limit(kind));
++ eviction_.limit(kind));
 passes_paid_in_vain: learned
-- return arena_.satisfies(1, 0) || eviction_.lowest(rank_limit(kind), false) != nullptr;
+- return arena_.satisfies(1, 0) || eviction_.lowest(eviction_.limit(kind), false) != nullptr;
 + return true;
 states_leave_for_pages: two-budgets
 - arena_.fixed() && arena_.free_slots() >= need.slots;
@@ -208,6 +237,5 @@ FILES = {
     "csrc/arena.cpp": ARENA,
     "csrc/tree.cpp": TREE,
     "csrc/eviction.cpp": EVICTION,
-    "csrc/eviction.h": EVICTION_H,
     "csrc/admission.cpp": ADMISSION,
 }

@@ -19,6 +19,7 @@ from tests.oracle_store import Arena, Checkpoint, Store, Symbol, common
 from tests.oracle_types import Lease, Match, OpenStep, Pin
 from tests.oracle_verify import VerifySteps
 from tests.oracle_view import View
+from tests.oracle_worth import Worths
 
 
 class Oracle(VerifySteps, View):
@@ -32,7 +33,7 @@ class Oracle(VerifySteps, View):
         inner_checkpoints: bool = False,
         alignment: int = 1,
         max_cached_bytes: int | None = None,
-        policy: str = "default",
+        policy: str = "supersede",
         pass_cost: int = 512,
         interior_spacing: int = 1024,
         run_ahead: int = 0,
@@ -52,6 +53,10 @@ class Oracle(VerifySteps, View):
             arena = Arena(False, per_slab, num_pages, num_slots)
         lookahead = getattr(layout, "lookahead", 0)
         self.arena, self.store = arena, Store(arena, layout.page_size, policy == "lru", lookahead)
+        if policy == "default":
+            pages, slots = (arena.num_pages, 0 if arena.unified else arena.num_slots)
+            size = (pages + slots * per_slab) * layout.page_bytes
+            self.store.learned = Worths(self.store.whole, layout.page_bytes, layout.slot_bytes, size)
         self.placement = Placement(inner_checkpoints, alignment, pass_cost, interior_spacing)
         self.inner, self.max_cached_bytes = inner_checkpoints, max_cached_bytes
         self.run_ahead, self.draft_tokens = run_ahead, draft_tokens
@@ -84,7 +89,8 @@ class Oracle(VerifySteps, View):
         return Match(length, kv_length, reason, diverged)
 
     def _checkpoint_at_or_below(self, path: tuple[Symbol, ...], salt: bytes, depth: int) -> int:
-        return next((p for p in range(depth, 0, -1) if (salt, path[:p]) in self.store.checkpoints), 0)
+        known = {len(key[1]) for key in self.store.checkpoints if key[0] == salt}
+        return max((p for p in known if p <= depth and (salt, path[:p]) in self.store.checkpoints), default=0)
 
     # ---- reserve
 
@@ -96,6 +102,7 @@ class Oracle(VerifySteps, View):
         breakpoints: Iterable[int] = (),
         content_keys: Iterable[Any] = (),
         max_new_tokens: int = 0,
+        now: int | None = None,
     ) -> Lease | None:
         path = symbols(tokens, content_keys)
         total_pages = -(-(len(path) + max_new_tokens) // self.page_size)
@@ -117,20 +124,27 @@ class Oracle(VerifySteps, View):
         if start < match.length:
             match = match._replace(length=start, reason="no_room")
         lease = self._open(path, len(path), salt, start, source, total_pages, match)
+        self.store.pin(source, -1)  # of _admit
         if source is not None:
             self._restored(source)
             self.placement.used[source.kind] += 1
             self.counters[f"restored_{source.kind}"] += 1
         lease.ways, lease.resend = ways, match.kv_length == len(path)
+        if self.store.learned is not None:
+            if now is not None:
+                self.store.learned.history.tell(now)
+            lease.trail = self.store.learned.history.arrived(salt, path)
+            lease.trail.start = start
         lease.wanted = self.placement.wanted(lease, breakpoints, len(path) + max_new_tokens)
         return lease
 
     def _admit(self, start: int, path: tuple[Symbol, ...], salt: bytes, total_pages: int) -> bool:
-        """Makes room for a lease that resumes at `start`, whose checkpoint and path must stay."""
+        """Makes room for a lease that resumes at `start`, whose checkpoint stays pinned if there is."""
         source = self.store.checkpoints[salt, path[:start]] if start else None
         self.store.pin(source, 1)
         room = self.store.make_room(1, total_pages - self.store.whole(start))
-        self.store.pin(source, -1)
+        if not room:
+            self.store.pin(source, -1)
         return room
 
     def _open(
@@ -184,8 +198,19 @@ class Oracle(VerifySteps, View):
 
     # ---- close
 
-    def close(self, lease: Lease, *, keep: str = "all", discard: bool = False) -> None:
+    def close(
+        self,
+        lease: Lease,
+        *,
+        keep: str = "all",
+        discard: bool = False,
+        now: int | None = None,
+        expected_return: int | None = None,
+    ) -> None:
         assert not lease.closed
+        history = self.store.learned.history if self.store.learned is not None else None
+        if history is not None and now is not None:
+            history.tell(now)
         lease.closed, lease.will_not_return = True, keep == "nothing"
         self.counters["closes"] += 1
         self.leases.remove(lease)
@@ -193,6 +218,10 @@ class Oracle(VerifySteps, View):
         new = not lease.open and lease.committed > lease.boundary
         if new and not discard and keep != "nothing" and not past_prompt:
             self._publish_at_close(lease)
+        if history is not None and keep == "nothing":
+            history.dismiss(lease.trail)
+        elif history is not None and expected_return is not None:
+            history.expect(lease.trail, expected_return)
         self.booked = [opened for opened in self.booked if opened not in lease.open]
         carried = [opened.number for opened in lease.open if opened.number is not None]
         if carried:
@@ -208,7 +237,10 @@ class Oracle(VerifySteps, View):
             return
         past = lease.committed - lease.prompt_length
         kind = TURN_END if past > 0 else PROMPT_END if past == 0 else CHUNK_END
-        self._publish(lease, lease.committed, kind, lease.live_slot)
+        before, at = lease.anchored, lease.committed
+        self._anchor_also(lease, at)
+        self._read_from(lease, self._publish(lease, at, kind, lease.live_slot))
+        self._anchor_only(lease, [before], at)
         lease.live_slot = -1
 
     def _end_rests(self, closing: Lease | None = None) -> None:
@@ -225,6 +257,8 @@ class Oracle(VerifySteps, View):
             self._trim()
 
     def _let_go(self, lease: Lease) -> None:
+        if self.store.learned is not None:
+            self.store.learned.history.leave(lease.trail)
         self._release_read(lease)
         self.store.drop_anchor(lease.key(lease.anchored))
         for page in lease.held:
@@ -246,7 +280,7 @@ class Oracle(VerifySteps, View):
             and self.store.order
             and self.cached_bytes() > self.max_cached_bytes
         ):
-            self.store.evict(self.store.order.peekitem(0)[1])
+            self.store.evict(self.store.in_order()[0])
 
     # ---- fork, pin, clear
 
@@ -257,15 +291,18 @@ class Oracle(VerifySteps, View):
         publish = not lease.fresh and source is None
         child_pages = len(lease.pages) - self.store.whole(depth)
         self.store.pin(source, 1)
-        room = self.store.make_room(1 + publish, child_pages)
-        self.store.pin(source, -1)
+        held, room = source, self.store.make_room(1 + publish, child_pages)
         if not room:
+            self.store.pin(held, -1)
             return None
         if publish:
             source = self._publish_for_fork(lease)
         child = self._open(
             lease.tokens, lease.prompt_length, lease.salt, depth, source, len(lease.pages), lease.match
         )
+        self.store.pin(held, -1)
+        if self.store.learned is not None:
+            child.trail = self.store.learned.fork(lease.trail, source)
         child.branches = False  # its parent makes the cut
         child.wanted = [w for w in lease.wanted if w.position > depth]
         if source is not None:
@@ -274,10 +311,12 @@ class Oracle(VerifySteps, View):
         return child
 
     def _publish_for_fork(self, lease: Lease) -> Checkpoint:
-        next_slot = self.arena.take_slot()
-        self._move_anchor(lease, lease.committed)
-        source = self._publish(lease, lease.committed, FORK, lease.live_slot)
+        next_slot, before, at = self.arena.take_slot(), lease.anchored, lease.committed
+        self._join_pages(lease, at)
+        self._anchor_also(lease, at)
+        source = self._publish(lease, at, FORK, lease.live_slot)
         self._read_from(lease, source)
+        self._anchor_only(lease, [before], at)
         lease.live_slot, lease.fresh = next_slot, True
         return source
 
@@ -297,7 +336,7 @@ class Oracle(VerifySteps, View):
         self._trim()
 
     def clear(self, *, salt: bytes | None = None) -> int:
-        victims = [c for c in self.store.order.values() if salt is None or c.key[0] == salt]
+        victims = [c for c in self.store.in_order() if salt is None or c.key[0] == salt]
         for checkpoint in victims:
             self.store.evict(checkpoint)
         return len(victims)

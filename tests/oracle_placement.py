@@ -41,6 +41,9 @@ class Placement:
         saved = match.kv_length - start
         if match.diverged and saved > 0 and saved * lease.ways >= self.pass_cost:
             found.setdefault(match.kv_length, Wanted(match.kv_length, FORK))
+        for w in (lease.trail.left, lease.trail.again) if lease.trail is not None else ():
+            if start < w < total and w - start >= self.pass_cost:
+                found.setdefault(w, Wanted(w, FORK))
         cut = total - CUT_GAP
         if self.inner and start < cut and lease.branches:
             spare = not self.enabled(CUT)
@@ -81,4 +84,4 @@ class Placement:
         return None
 
     def limit(self, kind: str) -> int:
-        return ANY_RANK if kind in (BREAKPOINT, FORK) else RANK_0_ONLY
+        return ANY_RANK if kind in (BREAKPOINT, FORK) else RANK_0_ONLY  # learned: all have rank 0

@@ -91,7 +91,7 @@ class OrdinarySteps:
 
     def _take_back(self, lease: Lease, source: Checkpoint) -> None:
         """Rather than wait for ever, the lease gives up the checkpoint it reads and goes on in its slot."""
-        self._release_read(lease)
+        lease.read, source.pins = None, 0  # at no moment may it leave: it is worth nothing
         self.store.remove(source)
         self.arena.free_slot(lease.live_slot)
         lease.live_slot, lease.fresh = source.slot, False
@@ -195,11 +195,15 @@ class OrdinarySteps:
         """Steps 4 to 6; a checkpoint at `committed` is what the lease reads next."""
         deepest = max([lease.boundary, *(q for q, _, _ in places)])
         whole = self.store.whole_at(self.store.whole(lease.committed))
-        self._move_anchor(lease, max(whole, deepest))
+        anchored, passed = max(whole, deepest), [lease.anchored]
+        self._join_pages(lease, anchored)
         for q, kind, slot in places:
+            passed.append(self._anchor_also(lease, q))
             checkpoint = self._publish(lease, q, kind, slot)
             if q == lease.committed:
                 self._read_from(lease, checkpoint)
+        self._anchor_also(lease, anchored)
+        self._anchor_only(lease, passed, anchored)
 
     def _to_publish(self, lease: Lease, opened: OpenStep) -> tuple[list[tuple[int, str, int]], str | None]:
         """Step 2: the inner checkpoints and the kind at the step's end, less what the tree has already."""
@@ -225,15 +229,21 @@ class OrdinarySteps:
             lease.left_behind = slot
             self.events["left_behind"] += 1
 
-    def _move_anchor(self, lease: Lease, depth: int) -> None:
+    def _join_pages(self, lease: Lease, depth: int) -> None:
         """Full pages that the tree does not have yet become the tree's; duplicates stay the lease's."""
-        self.store.add_anchor(lease.key(depth))
         for page_key in self.store.page_keys(lease.key(depth)):
             index = self.store.page_number(page_key)
             if page_key not in self.store.pages:
                 lease.own.remove(index)
                 self.store.join(page_key, lease.pages[index])
-        self.store.drop_anchor(lease.key(lease.anchored))
+
+    def _anchor_also(self, lease: Lease, depth: int) -> int:
+        self.store.add_anchor(lease.key(depth))
+        return depth
+
+    def _anchor_only(self, lease: Lease, passed: Sequence[int], depth: int) -> None:
+        for each in reversed(passed):
+            self.store.drop_anchor(lease.key(each))
         lease.anchored = depth
 
     def _tail(self, lease: Lease, depth: int) -> int | None:
@@ -252,8 +262,7 @@ class OrdinarySteps:
         self.tick += 1
         tail = self._tail(lease, depth)
         checkpoint = Checkpoint(lease.key(depth), slot, tail, kind, self.tick)
-        self.store.checkpoints[checkpoint.key] = checkpoint
-        self.store.refile(checkpoint)
+        self.store.add(checkpoint, lease.trail)
         if tail is not None:
             self.store.count(tail)
         self.placement.publication(kind)

@@ -107,6 +107,7 @@ class Store:
         self.counts: Counter[int] = Counter()  # page -> 1 for its node, 1 for each tail inside it
         self.held: set[int] = set()  # by the lease that took it, until a node has it or the lease closes
         self.order: SortedDict = SortedDict()  # (rank, tick) -> unpinned checkpoint, the lowest leaves first
+        self.learned: Any = None  # oracle_worth.Worths, if that is the policy: told of every change
         self.evicted: Counter[str] = Counter()  # by kind
         self.events: Counter[str] = Counter()  # rare moments, for the tests to count
 
@@ -187,12 +188,16 @@ class Store:
 
     def add_anchor(self, key: Key) -> None:
         self.anchors[key] += 1
+        if self.learned is not None:
+            self.learned.support(key, 1)
 
     def drop_anchor(self, key: Key) -> None:
         self.anchors[key] -= 1
         if not self.anchors[key]:
             del self.anchors[key]
             self.prune(key)
+        if self.learned is not None:
+            self.learned.support(key, -1)
 
     def refile(self, checkpoint: Checkpoint) -> None:
         """Puts a checkpoint where its rank and tick belong, or nowhere if it is pinned or gone."""
@@ -202,9 +207,29 @@ class Store:
         if not checkpoint.pins and checkpoint.key in self.checkpoints:
             checkpoint.filed = (self.rank(checkpoint), checkpoint.tick)
             self.order[checkpoint.filed] = checkpoint
+        if self.learned is not None:
+            self.learned.revalue(checkpoint)
 
     def rank(self, checkpoint: Checkpoint) -> int:
+        if self.learned is not None:
+            return 0  # any boundary that is not spare may replace any checkpoint
         return 1 if self.lru or not checkpoint.superseded else 0
+
+    def in_order(self) -> list[Checkpoint]:
+        """The unpinned checkpoints, those that leave first first."""
+        found = list(self.order.values())
+        return (
+            sorted(found, key=lambda c: (self.learned.worth(c), c.tick))
+            if self.learned is not None
+            else found
+        )
+
+    def add(self, checkpoint: Checkpoint, trail: Any) -> None:
+        """A checkpoint joins what is known."""
+        self.checkpoints[checkpoint.key] = checkpoint
+        self.refile(checkpoint)
+        if self.learned is not None:
+            self.learned.joined(checkpoint, trail)
 
     def pin(self, checkpoint: Checkpoint | None, by: int) -> None:
         if checkpoint is not None:
@@ -214,6 +239,8 @@ class Store:
 
     def evict(self, checkpoint: Checkpoint) -> None:
         assert not checkpoint.pins
+        if self.learned is not None:
+            self.learned.evicted(checkpoint)
         self.arena.free_slot(checkpoint.slot)
         self.remove(checkpoint)
         self.evicted[checkpoint.kind] += 1
@@ -221,13 +248,17 @@ class Store:
     def remove(self, checkpoint: Checkpoint) -> None:
         """Takes a checkpoint out of what is known; its slot is the caller's."""
         del self.checkpoints[checkpoint.key]
-        self.refile(checkpoint)
+        if checkpoint.filed is not None:
+            del self.order[checkpoint.filed]
+            checkpoint.filed = None
         if checkpoint.tail is not None:
             self.uncount(checkpoint.tail)
         self.prune(checkpoint.key)
+        if self.learned is not None:
+            self.learned.left(checkpoint)
 
     def victim(self, slots: int, limit: int) -> Checkpoint | None:
-        within = [c for c in self.order.values() if self.rank(c) <= limit]
+        within = [c for c in self.in_order() if self.rank(c) <= limit]
         if not self.arena.unified and len(self.arena.free_slots()) >= slots:
             within = [c for c in within if not self.children(c.key)] or within
         return within[0] if within else None
@@ -255,6 +286,8 @@ class Store:
 
 
 def common(a: Sequence[Symbol], b: Sequence[Symbol]) -> int:
+    if a == b:
+        return len(a)
     n = 0
     while n < len(a) and n < len(b) and a[n] == b[n]:
         n += 1

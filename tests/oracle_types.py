@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.oracle_store import Checkpoint, Key, Symbol
 
@@ -86,6 +86,7 @@ class Lease:
     made: int = 0  # tick of the checkpoint that it left at its boundary
     will_not_return: bool = False  # closed with keep="nothing"
     rests_until: int = 0  # when this plan is applied, at the latest
+    trail: Any = None  # oracle_policy.Trail, if a history is kept
 
     @property
     def capacity(self) -> int:

@@ -59,9 +59,10 @@ class View:
     def shape(self) -> list[tuple[Any, ...]]:
         """Every node: salt, begin, depth, pages, checkpoint (kind, slot, tail, tick, superseded, pins)."""
         found, nodes = [], self.store.nodes()
+        depths = {len(path) for _, path in nodes}
         for key in nodes:
             salt, path = key
-            above = max((d for d in range(1, len(path)) if (salt, path[:d]) in nodes), default=0)
+            above = max((d for d in depths if d < len(path) and (salt, path[:d]) in nodes), default=0)
             pages = self.store.whole(len(path)) - self.store.whole(above)
             c = self.store.checkpoints.get(key)
             mark = c and (c.kind, c.slot, -1 if c.tail is None else c.tail, c.tick, c.superseded, c.pins)

@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LAYERS = ["types", "arena", "tree", "placement", "eviction", "admission", "lease", "cache", "check"]
+LAYERS = [
+    "types",
+    "arena",
+    "tree",
+    "placement",
+    "hazard",
+    "history",
+    "eviction",
+    "admission",
+    "lease",
+    "cache",
+    "check",
+]
 
 
 def includes(path: Path) -> set[str]:
@@ -54,8 +66,40 @@ def test_the_two_worlds_meet_only_in_the_plan() -> None:
         "hybridcache._specs",
         "hybridcache._hf_config",
     }
-    for name in ("cache", "config", "errors", "values", "_specs", "_hf_config"):
+    for name in ("cache", "config", "errors", "values", "_specs", "_hf_config", *REPLAY):
         assert not {each for each in imports(name) if each.split(".")[0] in ("torch", "transformers")}
+
+
+REPLAY = {  # module: what of the package it may know; a workload knows no cache, a report runs nothing
+    "workloads": set[str](),
+    "replay_values": set[str](),
+    "foresight": {"workloads"},
+    "replay": {"cache", "config", "foresight", "replay_clock", "replay_values", "workloads"},
+    "replay_clock": {"replay"},  # for its type; `replay` imports it when a clock is asked for
+    "replay_report": {"optimum", "replay_values", "workloads"},
+    "replay_command": {
+        "cache",
+        "config",
+        "optimum",
+        "replay",
+        "replay_report",
+        "replay_values",
+        "workloads",
+    },
+}
+
+
+@pytest.mark.parametrize("name", REPLAY)
+def test_the_replay_knows_the_cache_by_its_door(name: str) -> None:
+    text = (ROOT / "hybridcache" / f"{name}.py").read_text()
+    known = {each.removeprefix("hybridcache.") for each in imports(name) if each.startswith("hybridcache")}
+    known |= set(re.findall(r"from hybridcache\.(\w+) import", text))
+    if "from hybridcache import" in text:
+        known -= {"hybridcache"}
+        names = re.search(r"from hybridcache import (.+)", text)
+        known |= set(names[1].split(", ")) if names else set()
+    assert known <= REPLAY[name]
+    assert "_core" not in text.replace("core_seconds", "")
 
 
 def test_importing_the_package_imports_no_torch() -> None:

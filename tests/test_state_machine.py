@@ -31,7 +31,7 @@ EVENTS = (*WALK_EVENTS, "bad_calls")
 
 
 def make_core(config: Config) -> HybridCache:
-    return HybridCache(config.layout, **config.memory, **config.options)
+    return HybridCache(config.layout, **config.memory, **{"policy": "supersede", **config.options})
 
 
 def test_walks_agree_with_the_oracle_at_every_step() -> None:

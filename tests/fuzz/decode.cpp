@@ -35,7 +35,7 @@ Setup read_setup(Reader& input) {
   options.run_ahead = flags & 1;
   options.inner_checkpoints = flags & 2;
   options.alignment = flags & 4 ? 4 : 1;
-  options.policy = flags & 8 ? Policy::lru : Policy::standard;
+  options.policy = flags & 8 ? Policy::lru : Policy::supersede;
   setup.vocabulary = flags & 16 ? 3 : 2;
   options.pass_cost = costs % 9;
   options.interior_spacing = 2 + costs / 9 % 7;

@@ -42,7 +42,7 @@ def read_config(header: list[int]) -> Config:
         "draft_tokens": drafts & 7,
         "inner_checkpoints": bool(flags & 2),
         "alignment": 4 if flags & 4 else 1,
-        "policy": "lru" if flags & 8 else "default",
+        "policy": "lru" if flags & 8 else "supersede",
         "pass_cost": costs % 9,
         "interior_spacing": 2 + costs // 9 % 7,
     }

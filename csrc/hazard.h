@@ -1,0 +1,83 @@
+// What was learned of reuse: for each class of boundary, how likely it is asked for at each age. It owns counts and
+// nothing else; integers only, so that equal calls learn the same on every rank (I7).
+//
+// A spell is the time between two uses of a boundary, in requests. A hazard is the share of the spells that reached an
+// age bucket which ended in it, and the index of a boundary of age a the best rate of return over every horizon (a
+// Gittins index):
+//
+//     index(a) = max over t of  P(used within (a, a + t]) / E[time that it is held within (a, a + t]]
+//
+// Where hazards rise with age it waits for the next use, where they fall it forgets like LRU, and where use has no
+// memory it keeps a subset. Classes go from coarse to fine, kind > stage > gap, and a class with little data leans on
+// the one above it.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "types.h"
+
+namespace hybridcache {
+
+// An index, in units of 2**-kIndexBits uses a request.
+using Rate = std::uint64_t;
+constexpr int kIndexBits = 28;
+
+class Hazards {
+ public:
+  static constexpr int kLinear = 8;                        // buckets of one request
+  static constexpr int kOctaves = 12;                      // then four an octave
+  static constexpr int kBuckets = kLinear + 4 * kOctaves;  // the last one has no end
+  static constexpr int kStages = 11, kGaps = 13;
+
+  // What is known of a boundary when a spell begins.
+  struct Class {
+    Kind kind;
+    std::uint8_t stage;  // never used: by the turns of its conversation; used: by how often
+    std::uint8_t gap;    // log2 of the last spell that it, or its conversation, has seen; 0: none yet
+  };
+  static Class classify(Kind kind, std::int64_t uses, bool passed, std::int64_t turns, std::int64_t gap);
+
+  static int bucket(std::int64_t age);        // age >= 0
+  static std::int64_t first_age(int bucket);  // of a bucket
+
+  // A spell has come to this bucket, has gone beyond it, or has ended in it with a use.
+  void entered(const Class& which, int bucket) { count(which, bucket, 1, 0); }
+  void passed(const Class& which, int bucket) { count(which, bucket, 1, 0); }
+  void used(const Class& which, int bucket) { count(which, bucket, 1, 1); }
+  // It goes on in another class of the same kind.
+  void moved(const Class& from, const Class& to, int bucket);
+
+  // As of the last refresh, one in kRefresh requests.
+  Rate index(const Class& which, int bucket, std::int64_t now);
+
+ private:
+  static constexpr std::int64_t kRefresh = 16;
+  static constexpr std::uint64_t kOne = 1ULL << 32;        // a probability of one
+  static constexpr std::uint64_t kPrior = kOne * 3 / 100;  // hazard of a bucket of which nothing is known
+  // How much rarer than a turn end a boundary of each kind is believed to be used, before anything is seen.
+  static constexpr std::uint64_t kRarer[kKinds] = {1, 4, 8, 1, 1, 8, 16};
+  // How much the class above is trusted, of root, kind, stage and gap: in uses over all ages, and in halves of a spell
+  // at each age.
+  static constexpr std::uint64_t kUses[4] = {2, 2, 8, 8};
+  static constexpr std::uint64_t kWeight[4] = {16, 16, 40, 40};
+
+  struct Table {
+    std::array<std::uint32_t, kBuckets> at_risk{}, events{};  // at_risk in halves
+    std::array<std::uint64_t, kBuckets> hazard{};             // leaf classes only
+    std::array<Rate, kBuckets> index{};
+    std::array<std::int64_t, kBuckets> indexed{};  // epoch of each index + 1
+    std::int64_t epoch = 0;                        // of the hazards + 1
+  };
+
+  void count(const Class& which, int bucket, std::uint32_t at_risk, std::uint32_t events);
+  std::array<Table*, 4> levels(const Class& which);
+  void refresh(const std::array<Table*, 4>& levels, Kind kind);
+
+  std::vector<std::unique_ptr<Table>> tables_ =
+      std::vector<std::unique_ptr<Table>>(1 + kKinds * (1 + kStages * (1 + kGaps)));
+};
+
+}  // namespace hybridcache

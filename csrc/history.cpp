@@ -1,0 +1,384 @@
+#include "history.h"
+
+#include "tree.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace hybridcache {
+
+History::~History() {
+  for (Record* record : spells_) delete record;
+  for (const auto& [salt, root] : roots_) delete root;
+}
+
+namespace {
+Hazards::Class classify(const Record& record) {
+  return Hazards::classify(record.kind, record.uses, record.passed, record.turns, record.gap);
+}
+
+std::size_t common_prefix(std::span<const Token> a, std::span<const Token> b) {
+  const auto n = std::min(a.size(), b.size());
+  constexpr std::size_t kStride = 1024;
+  std::size_t i = 0;
+  while (i + kStride <= n && std::memcmp(&a[i], &b[i], kStride * sizeof(Token)) == 0) i += kStride;
+  return i + (std::mismatch(a.begin() + i, a.begin() + n, b.begin() + i).first - (a.begin() + i));
+}
+}  // namespace
+
+Record* History::root(const std::string& salt) {
+  const auto [it, inserted] = roots_.try_emplace(salt, nullptr);
+  if (inserted) {
+    it->second = new Record;
+    it->second->salt = &it->first;
+  }
+  return it->second;
+}
+
+// ---------------------------------------------------------------- requests
+
+Trail History::arrived(const std::string& salt, Record* start, std::span<const Token> rest) {
+  ++now_;
+  pass_time();
+  Record* exit = start == nullptr ? root(salt) : start;
+  Trail trail;
+  trail.start = exit->depth;
+  auto below = rest.first(rest.empty() ? 0 : rest.size() - 1);  // a hit leaves one token
+  while (!below.empty()) {
+    Record* next = child(exit, below.front());
+    const auto common = next == nullptr ? 0 : common_prefix(next->edge, below);
+    if (next == nullptr || common < next->edge.size()) {
+      const bool branches = common > 0 ? common < below.size() : !exit->children.empty() && !exit->root();
+      if (branches) trail.left = exit->depth + static_cast<Position>(common);
+      break;
+    }
+    exit = next;
+    below = below.subspan(common);
+  }
+  trail.last = exit;
+  ++exit->pins;
+  if (exit->root()) return trail;
+  for (Record* above = exit->parent; !above->root() && !above->passed; above = above->parent) passed(above);
+  trail.gap = now_ - exit->opened;
+  trail.turns = exit->turns + 1;
+  if (exit->uses == 0) ++followed_[index(exit->kind)];
+  close_spell(exit);
+  ++exit->uses;
+  exit->gap = trail.gap;
+  open_spell(exit);
+  return trail;
+}
+
+Record* History::at(Trail& trail, std::span<const Token> path, Position depth, Kind kind) {
+  Record* last = trail.last;
+  while (!last->root() && last->parent->depth >= depth) last = last->parent;
+  if (depth < last->depth) return split(last, depth, kind, trail);
+  while (last->depth < depth) {
+    const auto rest = path.subspan(last->depth - trail.start, depth - last->depth);
+    Record* next = child(last, rest.front());
+    const auto common = next == nullptr ? 0 : common_prefix(next->edge, rest);
+    if (next == nullptr) {
+      last = make(last, rest, kind, trail);
+    } else if (common == next->edge.size()) {
+      last = next;
+    } else {  // others went on from here: that is worth a record, too
+      last = split(next, last->depth + static_cast<Position>(common), common == rest.size() ? kind : Kind::fork, trail);
+    }
+  }
+  if (last->depth > trail.last->depth) {
+    --trail.last->pins;
+    trail.last = last;
+    ++last->pins;
+  }
+  ++last->pins;  // it may be a ghost above the trail's end
+  forget_oldest();
+  --last->pins;
+  return last;
+}
+
+Record* History::child(const Record* record, Token first) {
+  const auto at = std::lower_bound(record->children.begin(), record->children.end(), first,
+                                   [](const auto& each, Token token) { return each.first < token; });
+  return at != record->children.end() && at->first == first ? at->second : nullptr;
+}
+
+Record* History::make(Record* parent, std::span<const Token> edge, Kind kind, const Trail& trail, bool passed) {
+  auto* record = new Record;
+  record->id = next_id_++;
+  record->edge.assign(edge.begin(), edge.end());
+  record->depth = parent->depth + static_cast<Position>(edge.size());
+  record->kind = kind;
+  record->passed = passed;
+  record->turns = trail.turns;
+  record->gap = trail.gap;
+  tokens_ += static_cast<std::int64_t>(edge.size());
+  contents_.acquire(edge);
+  add_child(parent, record);
+  record->place = spells_.insert(spells_.end(), record);
+  open_spell(record);
+  return record;
+}
+
+// The upper part becomes a new record, a ghost; `record` keeps its identity.
+Record* History::split(Record* record, Position depth, Kind kind, const Trail& trail) {
+  Record* parent = record->parent;
+  const auto cut = static_cast<std::size_t>(depth - parent->depth);
+  const std::vector<Token> upper(record->edge.begin(), record->edge.begin() + cut);
+  std::erase_if(parent->children, [&](const auto& each) { return each.second == record; });
+  Record* between = make(parent, upper, kind, trail, true);  // some go beyond it
+  tokens_ -= static_cast<std::int64_t>(cut);
+  contents_.release(upper);
+  record->edge.erase(record->edge.begin(), record->edge.begin() + cut);
+  add_child(between, record);
+  between->flow += record->given;
+  between->given += record->given;
+  return between;
+}
+
+Trail History::follow(const Trail& parent, Record* start) {
+  Trail trail = parent;
+  trail.last = start == nullptr ? parent.last : start;
+  while (start == nullptr && !trail.last->root()) trail.last = trail.last->parent;
+  trail.start = trail.last->depth;
+  ++trail.last->pins;
+  return trail;
+}
+
+void History::leave(Trail& trail) {
+  Record* last = std::exchange(trail.last, nullptr);
+  if (last == nullptr) return;
+  --last->pins;
+  if (last->root()) forget_root(last);
+}
+
+// ---------------------------------------------------------------- spells
+
+void History::open_spell(Record* record) {
+  record->opened = now_;
+  record->bucket = 0;
+  record->hint = Hint::none;
+  record->which = classify(*record);
+  spells_.splice(spells_.end(), spells_, record->place);
+  hazards_.entered(record->which, 0);
+  schedule(record);
+  look_up(record);
+}
+
+void History::close_spell(Record* record) {
+  due_.erase(record);
+  hazards_.used(record->which, record->bucket);
+}
+
+// Its conversation has gone on: what it serves now are branches. The spell goes on in another class.
+void History::passed(Record* record) {
+  record->passed = true;
+  if (record->uses > 0) return;
+  const auto before = std::exchange(record->which, classify(*record));
+  hazards_.moved(before, record->which, record->bucket);
+  look_up(record);
+}
+
+// When a spell comes to the next age bucket, and more often while a return is near.
+void History::schedule(Record* record) {
+  record->due = INT64_MAX;
+  if (record->hint == Hint::returns)
+    record->due = now_ + std::max<std::int64_t>(1, requests_until(record->returns) / 8);
+  if (record->bucket + 1 < Hazards::kBuckets)
+    record->due = std::min(record->due, record->opened + Hazards::first_age(record->bucket + 1));
+  if (record->due < INT64_MAX) due_.insert(record);
+}
+
+void History::pass_time() {
+  while (!due_.empty() && (*due_.begin())->due <= now_) {
+    Record* record = *due_.begin();
+    due_.erase(due_.begin());
+    if (record->bucket + 1 < Hazards::kBuckets && now_ >= record->opened + Hazards::first_age(record->bucket + 1)) {
+      hazards_.passed(record->which, record->bucket);
+      ++record->bucket;
+      hazards_.entered(record->which, record->bucket);
+    }
+    if (record->hint == Hint::returns && time_ > record->returns) record->hint = Hint::none;  // it did not
+    schedule(record);
+    look_up(record);
+  }
+}
+
+void History::look_up(Record* record) {
+  switch (record->hint) {
+    case Hint::silent:
+      return set_index(record, 0);
+    case Hint::returns:
+      return set_index(record, (Rate{1} << kIndexBits) / static_cast<Rate>(requests_until(record->returns)));
+    case Hint::none:
+      return set_index(record, hazards_.index(record->which, record->bucket, now_));
+  }
+}
+
+// ---------------------------------------------------------------- what the caller knows
+
+void History::tell(std::int64_t time) {
+  if (first_time_ < 0) {
+    first_time_ = time;
+    first_request_ = now_;
+  }
+  time_ = std::max(time_, time);
+}
+
+// At least 1, by the rate of requests so far.
+std::int64_t History::requests_until(std::int64_t time) const {
+  const auto units = std::max<std::int64_t>(time - time_, 0), elapsed = std::max<std::int64_t>(time_ - first_time_, 1);
+  const auto wide = static_cast<__int128>(units) * std::max<std::int64_t>(now_ - first_request_, 1) / elapsed;
+  return static_cast<std::int64_t>(std::clamp<__int128>(wide, 1, std::int64_t{1} << 30));
+}
+
+// The boundaries that this request has made, and nobody came back to yet.
+std::vector<Record*> History::made(const Trail& trail) const {
+  std::vector<Record*> made;
+  for (Record* record = trail.last; !record->root() && record->depth > trail.start && record->uses == 0;)
+    made.push_back(std::exchange(record, record->parent));
+  return made;
+}
+
+void History::hint(Record* record, Hint hint) {
+  due_.erase(record);
+  record->hint = hint;
+  schedule(record);
+  look_up(record);
+}
+
+void History::expect(const Trail& trail, std::int64_t units) {
+  const auto candidates = made(trail);
+  const auto less = [this](const Record* a, const Record* b) {
+    return followed_[index(a->kind)] < followed_[index(b->kind)];
+  };
+  const auto best = std::max_element(candidates.begin(), candidates.end(), less);  // the deepest of equals
+  for (Record* record : candidates) {
+    record->returns = time_ + units;
+    hint(record, record == *best ? Hint::returns : Hint::silent);
+  }
+}
+
+void History::dismiss(const Trail& trail) {
+  for (Record* record : made(trail)) hint(record, Hint::silent);
+}
+
+void History::set_index(Record* record, Rate index) {
+  const Rate change = index - record->index;  // modulo 2**64, as is the sum
+  record->index = index;
+  if (record->node != nullptr) {
+    watcher_->worth_changed(*record->node);
+  } else {
+    record->given += change;
+    flows_up(record, change);
+  }
+}
+
+// To all above, as far as the nearest resident.
+void History::flows_up(Record* from, Rate change) {
+  if (change == 0) return;
+  for (Record* above = from->parent; above != nullptr; above = above->parent) {
+    above->flow += change;
+    if (above->node == nullptr) {
+      above->given += change;
+      continue;
+    }
+    watcher_->worth_changed(*above->node);
+    return;
+  }
+}
+
+void History::resident(Record* record, Node* node) {
+  record->node = node;
+  give(record, 0);
+}
+
+void History::give(Record* record, Rate given) {
+  const Rate change = given - record->given;
+  record->given = given;
+  flows_up(record, change);
+}
+
+void History::ghost(Record* record) {
+  record->node = nullptr;
+  give(record, record->index + record->flow);
+}
+
+// ---------------------------------------------------------------- the records
+
+void History::add_child(Record* parent, Record* child) {
+  child->parent = parent;
+  const auto first = child->edge.front();
+  const auto at = std::lower_bound(parent->children.begin(), parent->children.end(), first,
+                                   [](const auto& each, Token token) { return each.first < token; });
+  parent->children.insert(at, {first, child});
+}
+
+// REQUIRES: a ghost with at most one child, which goes on in its place.
+void History::forget(Record* record) {
+  due_.erase(record);
+  flows_up(record, Rate{0} - record->index);
+  Record* parent = record->parent;
+  std::erase_if(parent->children, [&](const auto& each) { return each.second == record; });
+  if (record->children.empty()) {
+    tokens_ -= static_cast<std::int64_t>(record->edge.size());
+    contents_.release(record->edge);
+  } else {
+    Record* below = record->children.front().second;
+    record->edge.insert(record->edge.end(), below->edge.begin(), below->edge.end());
+    below->edge = std::move(record->edge);
+    add_child(parent, below);
+  }
+  spells_.erase(record->place);
+  delete record;
+  if (parent->root()) forget_root(parent);
+}
+
+// Once nothing is remembered under its salt.
+void History::forget_root(Record* root) {
+  if (!root->children.empty() || root->pins > 0) return;
+  roots_.erase(roots_.find(*root->salt));
+  delete root;
+}
+
+void History::forget_oldest() {
+  auto oldest = spells_.begin();
+  for (int looks = 0; looks < kForgets && tokens_ > most_tokens_ && oldest != spells_.end(); ++looks) {
+    Record* record = *oldest++;
+    if (record->node == nullptr && record->pins == 0 && record->children.size() < 2) forget(record);
+  }
+}
+
+// ---------------------------------------------------------------- check
+
+void History::each_edge(const std::function<void(std::span<const Token>)>& visit) const {
+  for (const Record* record : spells_) visit(record->edge);
+}
+
+void History::check() const {
+  std::vector<const Record*> left;
+  for (const auto& [salt, root] : roots_) left.push_back(root);
+  std::int64_t tokens = 0;
+  std::size_t records = 0;
+  while (!left.empty()) {
+    const Record* record = left.back();
+    left.pop_back();
+    Rate flow = 0;
+    for (const auto& [first, child] : record->children) {
+      ensure(child->parent == record && child->edge.front() == first, "I7: a record is not where its first token says");
+      ensure(child->depth == record->depth + std::ssize(child->edge), "I7: a record is not as deep as its path");
+      flow += child->given;
+      left.push_back(child);
+    }
+    ensure(flow == record->flow, "I7: what flows to a record is not what is given to it");
+    if (record->root()) continue;
+    ensure(record->node != nullptr || record->given == record->index + record->flow,
+           "I7: a ghost keeps something back");
+    ensure(*record->place == record, "I7: a record has the wrong place among the spells");
+    tokens += std::ssize(record->edge);
+    ++records;
+  }
+  ensure(tokens == tokens_ && records == spells_.size(), "I7: records or their tokens are lost");
+}
+
+}  // namespace hybridcache

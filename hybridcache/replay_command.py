@@ -1,0 +1,177 @@
+"""`hybridcache replay`: from the arguments of the command line to cells, from their results to the output.
+
+Owns the reading of arguments that argparse does not check (sizes, lists, workloads, models). What runs is
+`replay`'s, how it is shown `replay_report`'s. ValueError names an argument that is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hybridcache import cache, replay_report
+from hybridcache.config import PRESETS, ModelLayout
+from hybridcache.optimum import Bounds, optimum, working_set
+from hybridcache.replay import Cell, run_cells
+from hybridcache.replay_values import Result, Settings
+from hybridcache.workloads import GENERATORS, Workload, load
+
+PLOTS = (".png", ".svg", ".pdf")
+UNITS: dict[str, int] = {"B": 1, **{f"{x}B": 1000**n for n, x in enumerate("kMGT", 1)}}
+UNITS |= {f"{x}iB": 1024**n for n, x in enumerate("KMGT", 1)} | {"KB": 1000}
+
+
+def main(args: argparse.Namespace, write: Callable[[str, str], None]) -> int:
+    """Replays, prints and writes; the exit status."""
+    workload = read_workload(args.workload)
+    if args.limit is not None:
+        workload = replace(workload, requests=workload.requests[: args.limit])
+    layout = read_model(args.model, page_size=args.page_size, tp_size=args.tp_size)
+    asked = [(request.input, request.output) for request in workload.requests]
+    weights = {"unit": workload.unit, "page_size": args.page_size}
+    if "%" in args.memory and args.working_set is None:
+        needed = working_set(asked, layout.kv_bytes_per_token, layout.state_bytes, **weights)
+        args.working_set = needed / replay_report.GB
+    cells = read_cells(args)
+    if args.jobs < 1:
+        raise ValueError(f"jobs: {args.jobs}, expected at least 1")
+    check_targets(args)
+    if args.save:
+        workload.save(args.save)
+    out = sys.stderr if args.json == "-" else sys.stdout
+    model = (
+        f"{args.model}, pages of {args.page_size} tokens, {layout.kv_bytes_per_token:,} bytes of KV a token"
+    )
+    model += f", a state {layout.slot_bytes:,}"
+    print(replay_report.opening(workload, model), "", sep="\n", file=out, flush=True)
+    results = collect(workload, layout, cells, args)
+    print(replay_report.report(results, working_set=args.working_set), file=out)
+    bounds: list[Bounds] = []
+    if args.optimum:
+        budgets = sorted({cell.budget_bytes for cell in cells})
+        bounds = optimum(asked, layout.kv_bytes_per_token, layout.state_bytes, budgets, **weights)
+        print("", replay_report.optimum_table(bounds), sep="\n", file=out)
+    if args.plot:
+        drawn = replay_report.plot(results, args.plot)
+        print(
+            f"\nplot: {args.plot.name}" if drawn else "\nno plot: it needs pip install matplotlib", file=out
+        )
+    if args.json:
+        described = {"name": args.model, "page_size": args.page_size, "tp_size": args.tp_size}
+        described |= {"kv_bytes_per_token": layout.kv_bytes_per_token, "slot_bytes": layout.slot_bytes}
+        figures = replay_report.as_json(workload, described, results, working_set=args.working_set)
+        figures["optimum"] = [replay_report.bounds_as_json(each) for each in bounds]
+        write(args.json, json.dumps(figures, indent=2))
+    return 0
+
+
+def collect(
+    workload: Workload, layout: ModelLayout, cells: list[Cell], args: argparse.Namespace
+) -> list[Result]:
+    """Runs the cells, with progress."""
+    ticker = replay_report.Ticker(sys.stderr) if args.progress or sys.stderr.isatty() else None
+    results: list[Result] = []
+
+    def progress(done: int, of: int) -> None:
+        if ticker and args.jobs > 1:
+            ticker.show(f"{done:,} of {of:,} cells")
+        elif ticker:
+            cell = cells[min(len(results), len(cells) - 1)]
+            where = f"{cell.policy} at {cell.budget_bytes / replay_report.GB:.4g} GB"
+            ticker.show(f"cell {len(results) + 1} of {len(cells)}, {where}: {done:,} of {of:,} requests")
+
+    try:
+        for result in run_cells(workload, layout, cells, jobs=args.jobs, progress=progress):
+            results.append(result)
+    finally:
+        if ticker:
+            ticker.wipe()
+    return results
+
+
+def check_targets(args: argparse.Namespace) -> None:
+    """What would fail after the run fails before it."""
+    if args.json not in (None, "-"):
+        Path(args.json).open("a", encoding="utf-8").close()
+    if args.plot and (args.plot.suffix not in PLOTS or not args.plot.parent.is_dir()):
+        raise ValueError(f"plot: {str(args.plot)!r}, expected a file of {', '.join(PLOTS)} in a folder")
+
+
+def read_cells(args: argparse.Namespace) -> list[Cell]:
+    """A cell for each policy, budget and, where hints are asked for, without and with them."""
+    policies = split(args.policy)
+    if policies == ["all"]:
+        policies = list(cache._POLICIES)
+    for policy in policies:
+        if policy not in cache._POLICIES:
+            raise ValueError(f"policy: {policy!r}, expected some of {cache._POLICIES}")
+    budgets = [read_size(text, args.working_set) for text in split(args.memory)]
+    if not policies or not budgets:
+        raise ValueError("policy, memory: expected at least one of each")
+    plain = Settings(
+        in_flight=args.in_flight,
+        inner_checkpoints=args.inner_checkpoints,
+        read_all=not args.last_unread,
+        concurrency=args.concurrency,
+        prefill_rate=args.prefill_rate,
+        decode_rate=args.decode_rate,
+        arrivals=args.arrivals,
+    )
+    variants = [plain]
+    if args.hints:
+        variants.append(replace(plain, hints=tuple(split(args.hints))))
+    return [Cell(budget, policy, each) for budget in budgets for policy in policies for each in variants]
+
+
+def split(text: str) -> list[str]:
+    """A list with commas, no empty entries."""
+    return [each.strip() for each in text.split(",") if each.strip()]
+
+
+def read_size(text: str, whole: float | None = None) -> int:
+    """Bytes: a number with a unit, or a share of the working set (GB)."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[A-Za-z]+)", text)
+    if found is None or found[2] not in (*UNITS, "%"):
+        raise ValueError(f"memory: {text!r}, expected a size such as 16GB, 8GiB or 25%")
+    number = float(found[1])
+    if found[2] != "%":
+        return round(number * UNITS[found[2]])
+    if whole is None or not whole > 0:
+        raise ValueError(f"memory: {text!r}, expected a working set (GB) beside a share of it")
+    return int(number / 100 * whole * replay_report.GB)
+
+
+def read_workload(text: str) -> Workload:
+    """A file, or `name` or `name:argument=number,...` of a generator."""
+    name, _, arguments = text.partition(":")
+    if Path(text).exists() or name not in GENERATORS:
+        if not Path(text).is_file():
+            raise ValueError(f"workload: {text!r}, expected a file or one of {', '.join(GENERATORS)}")
+        return load(text)
+    options: dict[str, Any] = {}
+    for part in split(arguments):
+        key, _, value = part.partition("=")
+        try:
+            options[key.strip()] = float(value) if "." in value else int(value)
+        except ValueError:
+            raise ValueError(f"workload: {part!r}, expected argument=number") from None
+    try:
+        return GENERATORS[name](**options)
+    except TypeError as error:
+        raise ValueError(f"workload: {text!r}: {error}") from None
+
+
+def read_model(text: str, *, page_size: int, tp_size: int) -> ModelLayout:
+    """A preset by name, in any case, or a config.json."""
+    if text.lower() in PRESETS:
+        return ModelLayout.preset(text.lower(), page_size=page_size, tp_size=tp_size)
+    if not Path(text).is_file():
+        raise ValueError(f"model: {text!r}, expected a config.json or one of {', '.join(PRESETS)}")
+    config = json.loads(Path(text).read_text(encoding="utf-8"))
+    return ModelLayout.from_hf_config(config, page_size=page_size, tp_size=tp_size)

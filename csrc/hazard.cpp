@@ -17,13 +17,6 @@ Hazards::Class Hazards::classify(Kind kind, std::int64_t uses, bool passed, std:
   return {kind, static_cast<std::uint8_t>(stage), static_cast<std::uint8_t>(log2_bucket(gap, kGaps - 1))};
 }
 
-int Hazards::bucket(std::int64_t age) {
-  if (age < kLinear) return static_cast<int>(age);
-  const int octave = std::bit_width(static_cast<std::uint64_t>(age)) - 1;  // 3 for 8 .. 15
-  const auto quarter = static_cast<int>(age >> (octave - 2)) & 3;
-  return std::min(kBuckets - 1, kLinear + 4 * (octave - 3) + quarter);
-}
-
 std::int64_t Hazards::first_age(int bucket) {
   if (bucket < kLinear) return bucket;
   const int octave = (bucket - kLinear) / 4 + 3, quarter = (bucket - kLinear) % 4;

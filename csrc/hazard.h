@@ -40,7 +40,6 @@ class Hazards {
   };
   static Class classify(Kind kind, std::int64_t uses, bool passed, std::int64_t turns, std::int64_t gap);
 
-  static int bucket(std::int64_t age);        // age >= 0
   static std::int64_t first_age(int bucket);  // of a bucket
 
   // A spell has come to this bucket, has gone beyond it, or has ended in it with a use.

@@ -357,7 +357,10 @@ void History::each_edge(const std::function<void(std::span<const Token>)>& visit
 
 void History::check() const {
   std::vector<const Record*> left;
-  for (const auto& [salt, root] : roots_) left.push_back(root);
+  for (const auto& [salt, root] : roots_) {
+    ensure(!root->children.empty() || root->pins > 0, "I1: an empty root of the history stays");
+    left.push_back(root);
+  }
   std::int64_t tokens = 0;
   std::size_t records = 0;
   while (!left.empty()) {

@@ -18,8 +18,6 @@ use_opens_no_spell: learned
 +   exit->gap = trail.gap;
 ghost_keeps_its_index: wrong-victim deep-fork
 -   give(record, record->index + record->flow);
-resident_still_gives: wrong-victim
--   give(record, 0);
 time_stands_still: learned
 -   ++now_;
 oldest_are_never_forgotten: leftovers
@@ -60,9 +58,6 @@ uses_are_not_counted: learned
 what_moves_counts_twice: learned
 - if (before[level] == after[level]) continue;
 +
-age_in_steps_of_one: learned
-- return std::min(kBuckets - 1, kLinear + 4 * (octave - 3) + quarter);
-+ return kLinear;
 """
 
 FILES = {"csrc/history.cpp": HISTORY, "csrc/hazard.cpp": HAZARD}

@@ -13,22 +13,21 @@ std::string text(std::int64_t value) {
 [[noreturn]] void refuse(const std::string& what) {
   throw std::invalid_argument(what);
 }
-}  // namespace
 
-// Host memory of a thousandth of the arena's.
-static std::int64_t remembered_tokens(const Options& options) {
-  const auto slab = (options.slot_bytes + options.page_bytes - 1) / options.page_bytes * options.page_bytes;
-  const auto bytes = options.num_slabs > 0 ? options.num_slabs * slab
-                                           : options.num_pages * options.page_bytes + options.num_slots * slab;
+// What a thousandth of the arena's bytes holds.
+std::int64_t remembered_tokens(const Options& options, const Arena& arena) {
+  const auto slots = arena.fixed() ? arena.num_slots() * arena.pages_per_slab() : 0;  // else they are the pages'
+  const auto bytes = (arena.num_pages() + slots) * options.page_bytes;
   return std::max<std::int64_t>(1 << 16, bytes / 4096);
 }
+}  // namespace
 
 Cache::Cache(const Options& options)
     : options_(options),
       arena_(options_, digest_),
-      history_(remembered_tokens(options_), contents_),
+      history_(remembered_tokens(options_, arena_), contents_),
       tree_(options_.paging, arena_, contents_, digest_),
-      eviction_(options_, tree_, arena_, history_),
+      eviction_(options_, tree_, history_),
       admission_(arena_, eviction_, [this](const auto& visit, const Node* held) { each_pinned_page(visit, held); }),
       placement_(options_) {}
 
@@ -96,7 +95,6 @@ void Cache::check_breakpoints(const std::vector<Position>& breakpoints, Position
   }
 }
 
-static constexpr std::int64_t kAgain = 1;
 std::optional<LeaseId> Cache::reserve(const Prompt& prompt, const ReserveOptions& options) {
   check_prompt(prompt);
   const auto length = static_cast<Position>(prompt.tokens.size());
@@ -135,7 +133,7 @@ std::optional<LeaseId> Cache::reserve(const Prompt& prompt, const ReserveOptions
     lease->trail = history_.arrived(prompt.salt, start, std::span(lease->tokens).first(length - lease->course.start));
     lease->course.left = lease->trail.left;
     const Record* exit = lease->trail.last;
-    if (exit->node == nullptr && exit->uses > kAgain) lease->course.again = exit->depth;
+    if (exit->node == nullptr && exit->uses > 1) lease->course.again = exit->depth;  // this is one of the uses
   }
   placement_.want(lease->course, lease->match, options.breakpoints);
   counters_.reserves.add();
@@ -156,8 +154,7 @@ std::optional<Node*> Cache::make_room_to_resume(const std::string& salt, Node* d
     if (node != nullptr) tree_.pin_checkpoint(node);
     if (admission_.make_room({1, pages - paging().whole(at->depth)}, at)) return at;
     if (node != nullptr) tree_.unpin_checkpoint(node);
-    Node* shallower = at->parent;
-    while (shallower != nullptr && !shallower->checkpoint) shallower = shallower->parent;
+    Node* shallower = Tree::checkpoint_above(at);
     tree_.unpin(at);
     if (node == nullptr || !leases_.empty()) return std::nullopt;
     node = shallower;

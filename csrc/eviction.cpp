@@ -4,22 +4,26 @@
 
 namespace hybridcache {
 
-Eviction::Eviction(const Options& options, Tree& tree, const Arena& arena, History& history)
-    : options_(options), tree_(tree), arena_(arena), history_(history) {
+Eviction::Eviction(const Options& options, Tree& tree, History& history)
+    : options_(options), tree_(tree), history_(history) {
   tree.watch(this);
   history.watch(this);
 }
 
 // ---------------------------------------------------------------- worth
 
-// uses x tokens that it saves over the next checkpoint above / bytes that leave with it.
-Worth Eviction::density(const Node& node, std::uint64_t uses) const {
-  const Node* above = node.parent;
-  while (above != nullptr && !above->checkpoint) above = above->parent;
-  const auto saved = static_cast<std::uint64_t>(node.depth - (above == nullptr ? 0 : above->depth));
+// What leaves with it: its state, and if nothing goes on from it the pages of its node.
+std::uint64_t Eviction::bytes(const Node& node) const {
   auto bytes = static_cast<std::uint64_t>(options_.slot_bytes);
   if (node.children.empty()) bytes += node.pages.size() * options_.page_bytes;
-  const auto wide = (static_cast<unsigned __int128>(uses) * saved << 20) / bytes;
+  return bytes;
+}
+
+// uses x tokens that it saves over the next checkpoint above / bytes that leave with it.
+Worth Eviction::density(const Node& node, std::uint64_t uses) const {
+  const Node* above = Tree::checkpoint_above(&node);
+  const auto saved = static_cast<std::uint64_t>(node.depth - (above == nullptr ? 0 : above->depth));
+  const auto wide = (static_cast<unsigned __int128>(uses) * saved << 20) / bytes(node);
   return static_cast<Worth>(std::min<unsigned __int128>(wide, kAny - 1));
 }
 
@@ -148,11 +152,9 @@ void Eviction::evict(Node* node) {
   ensure(node->checkpoint && node->checkpoint->pins == 0, "eviction of a pinned checkpoint");
   evicted_[index(node->checkpoint->kind)].add();
   if (options_.policy == Policy::learned) {
-    const auto bytes =
-        options_.slot_bytes +
-        (node->children.empty() ? static_cast<std::int64_t>(node->pages.size()) * options_.page_bytes : 0);
+    const auto weight = static_cast<__int128>(bytes(*node));
     const auto change = static_cast<__int128>(node->checkpoint->place.first) - static_cast<__int128>(price_);
-    price_ += static_cast<Worth>(change * bytes / (bytes + 32 * options_.slot_bytes));
+    price_ += static_cast<Worth>(change * weight / (weight + 32 * options_.slot_bytes));
   }
   if (options_.policy == Policy::gdsf) inflation_ = node->checkpoint->place.first;
   tree_.detach(node);

@@ -25,7 +25,7 @@ class Eviction : public CheckpointWatcher, public HistoryWatcher {
   static constexpr Worth kAny = UINT64_MAX;
   static constexpr Worth kNothing = 0;
 
-  Eviction(const Options& options, Tree& tree, const Arena& arena, History& history);
+  Eviction(const Options& options, Tree& tree, History& history);
 
   void joined(Node& node) override;
   void changed(Node& node) override { place(node); }
@@ -49,6 +49,7 @@ class Eviction : public CheckpointWatcher, public HistoryWatcher {
  private:
   using Key = std::pair<Worth, std::uint64_t>;  // (worth, tick): ticks are unique, so the order is total
   Worth worth(Node& node) const;
+  std::uint64_t bytes(const Node& node) const;
   Worth density(const Node& node, std::uint64_t uses) const;
   Node* least_by_score() const;
   void place(Node& node);
@@ -58,7 +59,6 @@ class Eviction : public CheckpointWatcher, public HistoryWatcher {
 
   const Options options_;
   Tree& tree_;
-  const Arena& arena_;
   History& history_;
   std::map<Key, Node*> order_;
   std::map<Key, Node*> leaves_;  // those of order_ whose node has no child

@@ -1,10 +1,10 @@
 #include "history.h"
 
-#include "tree.h"
-
 #include <algorithm>
-#include <cstring>
 #include <utility>
+
+#include "radix.h"
+#include "tree.h"
 
 namespace hybridcache {
 
@@ -16,14 +16,6 @@ History::~History() {
 namespace {
 Hazards::Class classify(const Record& record) {
   return Hazards::classify(record.kind, record.uses, record.passed, record.turns, record.gap);
-}
-
-std::size_t common_prefix(std::span<const Token> a, std::span<const Token> b) {
-  const auto n = std::min(a.size(), b.size());
-  constexpr std::size_t kStride = 1024;
-  std::size_t i = 0;
-  while (i + kStride <= n && std::memcmp(&a[i], &b[i], kStride * sizeof(Token)) == 0) i += kStride;
-  return i + (std::mismatch(a.begin() + i, a.begin() + n, b.begin() + i).first - (a.begin() + i));
 }
 }  // namespace
 
@@ -46,7 +38,7 @@ Trail History::arrived(const std::string& salt, Record* start, std::span<const T
   trail.start = exit->depth;
   auto below = rest.first(rest.empty() ? 0 : rest.size() - 1);  // a hit leaves one token
   while (!below.empty()) {
-    Record* next = child(exit, below.front());
+    Record* next = child_at(exit->children, below.front());
     const auto common = next == nullptr ? 0 : common_prefix(next->edge, below);
     if (next == nullptr || common < next->edge.size()) {
       const bool branches = common > 0 ? common < below.size() : !exit->children.empty() && !exit->root();
@@ -76,7 +68,7 @@ Record* History::at(Trail& trail, std::span<const Token> path, Position depth, K
   if (depth < last->depth) return split(last, depth, kind, trail);
   while (last->depth < depth) {
     const auto rest = path.subspan(last->depth - trail.start, depth - last->depth);
-    Record* next = child(last, rest.front());
+    Record* next = child_at(last->children, rest.front());
     const auto common = next == nullptr ? 0 : common_prefix(next->edge, rest);
     if (next == nullptr) {
       last = make(last, rest, kind, trail);
@@ -95,12 +87,6 @@ Record* History::at(Trail& trail, std::span<const Token> path, Position depth, K
   forget_oldest();
   --last->pins;
   return last;
-}
-
-Record* History::child(const Record* record, Token first) {
-  const auto at = std::lower_bound(record->children.begin(), record->children.end(), first,
-                                   [](const auto& each, Token token) { return each.first < token; });
-  return at != record->children.end() && at->first == first ? at->second : nullptr;
 }
 
 Record* History::make(Record* parent, std::span<const Token> edge, Kind kind, const Trail& trail, bool passed) {
@@ -125,7 +111,7 @@ Record* History::split(Record* record, Position depth, Kind kind, const Trail& t
   Record* parent = record->parent;
   const auto cut = static_cast<std::size_t>(depth - parent->depth);
   const std::vector<Token> upper(record->edge.begin(), record->edge.begin() + cut);
-  std::erase_if(parent->children, [&](const auto& each) { return each.second == record; });
+  remove_child(record);
   Record* between = make(parent, upper, kind, trail, true);  // some go beyond it
   tokens_ -= static_cast<std::int64_t>(cut);
   contents_.release(upper);
@@ -309,9 +295,13 @@ void History::ghost(Record* record) {
 void History::add_child(Record* parent, Record* child) {
   child->parent = parent;
   const auto first = child->edge.front();
-  const auto at = std::lower_bound(parent->children.begin(), parent->children.end(), first,
-                                   [](const auto& each, Token token) { return each.first < token; });
-  parent->children.insert(at, {first, child});
+  parent->children.insert(child_position(parent->children, first), {first, child});
+}
+
+// REQUIRES: its edge still begins as it did when it was added.
+void History::remove_child(Record* child) {
+  auto& siblings = child->parent->children;
+  siblings.erase(child_position(siblings, child->edge.front()));
 }
 
 // REQUIRES: a ghost with at most one child, which goes on in its place.
@@ -319,7 +309,7 @@ void History::forget(Record* record) {
   due_.erase(record);
   flows_up(record, Rate{0} - record->index);
   Record* parent = record->parent;
-  std::erase_if(parent->children, [&](const auto& each) { return each.second == record; });
+  remove_child(record);
   if (record->children.empty()) {
     tokens_ -= static_cast<std::int64_t>(record->edge.size());
     contents_.release(record->edge);

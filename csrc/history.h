@@ -119,7 +119,6 @@ class History {
   };
 
   Record* root(const std::string& salt);
-  static Record* child(const Record* record, Token first);
   Record* make(Record* parent, std::span<const Token> edge, Kind kind, const Trail& trail, bool passed = false);
   Record* split(Record* record, Position depth, Kind kind, const Trail& trail);
   void open_spell(Record* record);
@@ -134,6 +133,7 @@ class History {
   void set_index(Record* record, Rate index);
   void flows_up(Record* from, Rate change);
   void add_child(Record* parent, Record* child);
+  void remove_child(Record* child);
   void forget(Record* record);
   void forget_root(Record* root);
   void forget_oldest();

@@ -4,23 +4,12 @@
 #include <cstring>
 #include <memory>
 
+#include "radix.h"
+
 namespace hybridcache {
 
 namespace {
 enum Event : std::uint64_t { kAttach = 16, kDetach, kTouch, kSupersede };
-
-// Length of the common prefix: memcmp over strides, then token by token in the stride that differs.
-std::size_t common_prefix(const Token* a, const Token* b, std::size_t n) {
-  constexpr std::size_t kStride = 1024;
-  std::size_t i = 0;
-  while (i + kStride <= n && std::memcmp(a + i, b + i, kStride * sizeof(Token)) == 0) i += kStride;
-  return i + (std::mismatch(a + i, a + std::min(n, i + kStride), b + i).first - (a + i));
-}
-
-auto child_position(auto& children, Token first) {
-  return std::lower_bound(children.begin(), children.end(), first,
-                          [](const auto& child, Token token) { return child.first < token; });
-}
 }  // namespace
 
 // ---------------------------------------------------------------- content
@@ -66,11 +55,6 @@ Node* Tree::find_root(const std::string& salt) const {
   return it == roots_.end() ? nullptr : it->second;
 }
 
-Node* Tree::find_child(const Node* node, Token first) const {
-  const auto it = child_position(node->children, first);
-  return it != node->children.end() && it->first == first ? it->second : nullptr;
-}
-
 Walk Tree::walk(const Node* root, std::span<const Token> tokens, Position limit) const {
   Walk walk;
   const auto length = static_cast<Position>(tokens.size());
@@ -80,13 +64,12 @@ Walk Tree::walk(const Node* root, std::span<const Token> tokens, Position limit)
       walk.checkpoint_at_end = node->checkpoint.has_value();
       break;
     }
-    const Node* child = find_child(node, tokens[walk.matched]);
+    const Node* child = child_at(node->children, tokens[walk.matched]);
     if (child == nullptr) {
       walk.ways = static_cast<std::int64_t>(node->children.size());
       break;
     }
-    const auto rest = std::min(child->edge.size(), static_cast<std::size_t>(length - walk.matched));
-    const auto common = common_prefix(child->edge.data(), tokens.data() + walk.matched, rest);
+    const auto common = common_prefix(child->edge, tokens.subspan(walk.matched));
     walk.matched += static_cast<Position>(common);
     if (common < child->edge.size()) {  // the walk must not go on into this child's children
       walk.ways = walk.matched < length ? 1 : 0;
@@ -99,12 +82,18 @@ Walk Tree::walk(const Node* root, std::span<const Token> tokens, Position limit)
 
 Node* Tree::find(Node* from, std::span<const Token> tokens) const {
   while (from != nullptr && !tokens.empty()) {
-    from = find_child(from, tokens.front());
+    from = child_at(from->children, tokens.front());
     if (from == nullptr || from->edge.size() > tokens.size()) return nullptr;
     if (std::memcmp(from->edge.data(), tokens.data(), from->edge.size() * sizeof(Token)) != 0) return nullptr;
     tokens = tokens.subspan(from->edge.size());
   }
   return from;
+}
+
+Node* Tree::checkpoint_above(const Node* node) {
+  Node* above = node->parent;
+  while (above != nullptr && !above->checkpoint) above = above->parent;
+  return above;
 }
 
 Node* Tree::ancestor_at(Node* node, Position depth) {
@@ -181,9 +170,9 @@ Node* Tree::split(Node* node, Position at) {
 
 Node* Tree::extend(Node* from, std::span<const Token> tokens, const LeasePages& pages) {
   while (!tokens.empty()) {
-    Node* child = find_child(from, tokens.front());
+    Node* child = child_at(from->children, tokens.front());
     if (child == nullptr) return make_leaf(from, tokens, pages);
-    const auto common = common_prefix(child->edge.data(), tokens.data(), std::min(child->edge.size(), tokens.size()));
+    const auto common = common_prefix(child->edge, tokens);
     from = common < child->edge.size() ? split(child, child->begin() + static_cast<Position>(common)) : child;
     tokens = tokens.subspan(common);
   }

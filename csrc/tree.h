@@ -127,6 +127,8 @@ class Tree {
   Node* find(Node* from, std::span<const Token> tokens) const;
   // The node of the path to `node` at exactly `depth`, or null.
   static Node* ancestor_at(Node* node, Position depth);
+  // The next node of the path above `node` that has a checkpoint, or null.
+  static Node* checkpoint_above(const Node* node);
 
   // Goes down from `from` by `tokens`, splitting and creating what is missing, to a node at exactly from->depth +
   // tokens.size(). Where it creates, the lease's pages become the tree's. The caller pins the result, or gives it a
@@ -155,7 +157,6 @@ class Tree {
   std::int64_t checkpoints() const { return checkpoints_.get(); }
 
  private:
-  Node* find_child(const Node* node, Token first) const;
   Node* make_leaf(Node* parent, std::span<const Token> edge, const LeasePages& from);
   Node* split(Node* node, Position at);
   void merge_into_child(Node* node);

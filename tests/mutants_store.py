@@ -47,9 +47,6 @@ page_not_in_the_digest: I7
 """
 
 TREE = r"""
-a_quarter_compared: I2 key-dropped
-- kStride * sizeof(Token)) == 0
-+ kStride) == 0
 a_quarter_compared_in_find: I2 other-depth
 - from->edge.size() * sizeof(Token)) != 0
 + from->edge.size()) != 0
@@ -233,7 +230,14 @@ shared_slab_is_no_room: two-budgets
 + free_slabs * arena_.pages_per_slab()
 """
 
+RADIX = r"""
+a_quarter_compared: I2 key-dropped
+- kStride * sizeof(Token)) == 0
++ kStride) == 0
+"""
+
 FILES = {
+    "csrc/radix.h": RADIX,
     "csrc/arena.cpp": ARENA,
     "csrc/tree.cpp": TREE,
     "csrc/eviction.cpp": EVICTION,

@@ -77,7 +77,7 @@ cut_at_any_price: learned
 + saved >= 1;
 only_page_edges: chunk-grain
 - return probably_last || sparse ?
-+ return (probably_last || sparse) && end % options_.page_size == 0 ?
++ return (probably_last || sparse) && end % options_.paging.page_size == 0 ?
 no_sparse_boundaries: deep-fork
 - return probably_last || sparse ?
 + return probably_last ?

@@ -164,7 +164,7 @@ goes_on_in_the_new_slot: I2 zero-state
 duplicates_freed_early: I1 duplicates-freed
 -   tree_.pin(node);
 -   tree_.unpin(std::exchange(lease.anchor, node));
-+   for (Position i = 0; i < node->depth / page_size; ++i) {
++   for (Position i = 0; i < node->depth / paging().page_size; ++i) {
 +     if (lease.owned[i]) arena_.release_page(lease.pages[i]), lease.owned[i] = false;
 +   }
 +   tree_.pin(node);
@@ -172,7 +172,7 @@ duplicates_freed_early: I1 duplicates-freed
 page_table_changes: duplicates-freed
 -   tree_.pin(node);
 -   tree_.unpin(std::exchange(lease.anchor, node));
-+   for (Position i = 0; i < node->depth / page_size; ++i) {
++   for (Position i = 0; i < node->depth / paging().page_size; ++i) {
 +     if (!lease.owned[i]) continue;
 +     arena_.release_page(std::exchange(lease.pages[i], tree_.path_page(node, i)));
 +     lease.owned[i] = false;

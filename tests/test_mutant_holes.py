@@ -107,6 +107,21 @@ def test_a_fork_whose_tail_is_still_to_be_copied_takes_no_boundary_back() -> Non
     driver.cache.check()
 
 
+def test_a_boundary_that_another_request_reads_is_not_taken_back() -> None:
+    """The slot that a second request was still to start from could have been written on."""
+    driver = Driver(page_size=4, pages_per_slab=2, slabs=5, pass_cost=1000, interior_spacing=1000)
+    writer = driver.cache.reserve(tokens(8))
+    assert writer is not None
+    driver.prefill(writer)
+    reader = driver.cache.reserve([*tokens(8), 1])
+    assert reader is not None and reader.start == 8
+    before = driver.cache.dump()
+    assert writer.launch(8) is None
+    assert driver.cache.dump() == before
+    reader.close(discard=True)
+    assert writer.launch(8) is not None  # it was that request alone
+
+
 def test_a_boundary_is_not_taken_back_in_vain() -> None:
     """A launch that was refused all the same could have cost the lease its boundary."""
     driver = Driver(page_size=4, pages_per_slab=2, slabs=5, pass_cost=1000, interior_spacing=1000)

@@ -10,24 +10,20 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hybridcache import cache, replay_report
-from hybridcache.config import PRESETS, ModelLayout
+from hybridcache._command import GB, UNITS, Ticker, check_targets, read_model, split, write
+from hybridcache.config import ModelLayout
 from hybridcache.optimum import Bounds, optimum, working_set
 from hybridcache.replay import Cell, run_cells
 from hybridcache.replay_values import Result, Settings
 from hybridcache.workloads import GENERATORS, Workload, load
 
-PLOTS = (".png", ".svg", ".pdf")
-UNITS: dict[str, int] = {"B": 1, **{f"{x}B": 1000**n for n, x in enumerate("kMGT", 1)}}
-UNITS |= {f"{x}iB": 1024**n for n, x in enumerate("KMGT", 1)} | {"KB": 1000}
 
-
-def main(args: argparse.Namespace, write: Callable[[str, str], None]) -> int:
+def main(args: argparse.Namespace) -> int:
     """Replays, prints and writes; the exit status."""
     workload = read_workload(args.workload)
     if args.limit is not None:
@@ -37,11 +33,11 @@ def main(args: argparse.Namespace, write: Callable[[str, str], None]) -> int:
     weights = {"unit": workload.unit, "page_size": args.page_size}
     if "%" in args.memory and args.working_set is None:
         needed = working_set(asked, layout.kv_bytes_per_token, layout.state_bytes, **weights)
-        args.working_set = needed / replay_report.GB
+        args.working_set = needed / GB
     cells = read_cells(args)
     if args.jobs < 1:
         raise ValueError(f"jobs: {args.jobs}, expected at least 1")
-    check_targets(args)
+    check_targets(args.json, args.plot)
     if args.save:
         workload.save(args.save)
     out = sys.stderr if args.json == "-" else sys.stdout
@@ -75,7 +71,7 @@ def collect(
     workload: Workload, layout: ModelLayout, cells: list[Cell], args: argparse.Namespace
 ) -> list[Result]:
     """Runs the cells, with progress."""
-    ticker = replay_report.Ticker(sys.stderr) if args.progress or sys.stderr.isatty() else None
+    ticker = Ticker(sys.stderr) if args.progress or sys.stderr.isatty() else None
     results: list[Result] = []
 
     def progress(done: int, of: int) -> None:
@@ -83,7 +79,7 @@ def collect(
             ticker.show(f"{done:,} of {of:,} cells")
         elif ticker:
             cell = cells[min(len(results), len(cells) - 1)]
-            where = f"{cell.policy} at {cell.budget_bytes / replay_report.GB:.4g} GB"
+            where = f"{cell.policy} at {cell.budget_bytes / GB:.4g} GB"
             ticker.show(f"cell {len(results) + 1} of {len(cells)}, {where}: {done:,} of {of:,} requests")
 
     try:
@@ -93,14 +89,6 @@ def collect(
         if ticker:
             ticker.wipe()
     return results
-
-
-def check_targets(args: argparse.Namespace) -> None:
-    """What would fail after the run fails before it."""
-    if args.json not in (None, "-"):
-        Path(args.json).open("a", encoding="utf-8").close()
-    if args.plot and (args.plot.suffix not in PLOTS or not args.plot.parent.is_dir()):
-        raise ValueError(f"plot: {str(args.plot)!r}, expected a file of {', '.join(PLOTS)} in a folder")
 
 
 def read_cells(args: argparse.Namespace) -> list[Cell]:
@@ -129,11 +117,6 @@ def read_cells(args: argparse.Namespace) -> list[Cell]:
     return [Cell(budget, policy, each) for budget in budgets for policy in policies for each in variants]
 
 
-def split(text: str) -> list[str]:
-    """A list with commas, no empty entries."""
-    return [each.strip() for each in text.split(",") if each.strip()]
-
-
 def read_size(text: str, whole: float | None = None) -> int:
     """Bytes: a number with a unit, or a share of the working set (GB)."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[A-Za-z]+)", text)
@@ -144,7 +127,7 @@ def read_size(text: str, whole: float | None = None) -> int:
         return round(number * UNITS[found[2]])
     if whole is None or not whole > 0:
         raise ValueError(f"memory: {text!r}, expected a working set (GB) beside a share of it")
-    return int(number / 100 * whole * replay_report.GB)
+    return int(number / 100 * whole * GB)
 
 
 def read_workload(text: str) -> Workload:
@@ -165,13 +148,3 @@ def read_workload(text: str) -> Workload:
         return GENERATORS[name](**options)
     except TypeError as error:
         raise ValueError(f"workload: {text!r}: {error}") from None
-
-
-def read_model(text: str, *, page_size: int, tp_size: int) -> ModelLayout:
-    """A preset by name, in any case, or a config.json."""
-    if text.lower() in PRESETS:
-        return ModelLayout.preset(text.lower(), page_size=page_size, tp_size=tp_size)
-    if not Path(text).is_file():
-        raise ValueError(f"model: {text!r}, expected a config.json or one of {', '.join(PRESETS)}")
-    config = json.loads(Path(text).read_text(encoding="utf-8"))
-    return ModelLayout.from_hf_config(config, page_size=page_size, tp_size=tp_size)

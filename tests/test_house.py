@@ -77,8 +77,9 @@ REPLAY = {  # module: what of the package it may know; a workload knows no cache
     "foresight": {"workloads"},
     "replay": {"cache", "config", "foresight", "replay_clock", "replay_values", "workloads"},
     "replay_clock": {"replay"},  # for its type; `replay` imports it when a clock is asked for
-    "replay_report": {"optimum", "replay_values", "workloads"},
+    "replay_report": {"_command", "optimum", "replay_values", "workloads"},
     "replay_command": {
+        "_command",
         "cache",
         "config",
         "optimum",

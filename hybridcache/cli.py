@@ -13,12 +13,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import size_command
+from . import show_command, size_command
 from ._command import write
 
 EXAMPLES = """examples:
   hybridcache size qwen3.5-397b --memory 8x141GB --tp 8 --weights float8_e4m3fn
   hybridcache replay agentic --memory 10GB,50GB --policy lru,default
+  hybridcache show agentic:sessions=3,turns=4 --memory 10GB --svg tree.svg
   hybridcache demo
 `hybridcache COMMAND --help` has more of them.
 """
@@ -62,7 +63,8 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", metavar="PATH", help="write rows, machine and summary; - is standard output")
     demo.set_defaults(run=_demo)
     _add_replay(commands)
-    size_command.add_parser(commands).set_defaults(run=_light(size_command.main))
+    for module in (size_command, show_command):
+        module.add_parser(commands).set_defaults(run=_light(module.main))
     return root
 
 

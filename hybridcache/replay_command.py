@@ -97,8 +97,7 @@ def read_cells(args: argparse.Namespace) -> list[Cell]:
     if policies == ["all"]:
         policies = list(cache._POLICIES)
     for policy in policies:
-        if policy not in cache._POLICIES:
-            raise ValueError(f"policy: {policy!r}, expected some of {cache._POLICIES}")
+        check_policy(policy)
     budgets = [read_size(text, args.working_set) for text in split(args.memory)]
     if not policies or not budgets:
         raise ValueError("policy, memory: expected at least one of each")
@@ -115,6 +114,11 @@ def read_cells(args: argparse.Namespace) -> list[Cell]:
     if args.hints:
         variants.append(replace(plain, hints=tuple(split(args.hints))))
     return [Cell(budget, policy, each) for budget in budgets for policy in policies for each in variants]
+
+
+def check_policy(policy: str) -> None:
+    if policy not in cache._POLICIES:
+        raise ValueError(f"policy: {policy!r}, expected some of {cache._POLICIES}")
 
 
 def read_size(text: str, whole: float | None = None) -> int:

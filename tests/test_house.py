@@ -88,6 +88,20 @@ REPLAY = {  # module: what of the package it may know; a workload knows no cache
         "replay_values",
         "workloads",
     },
+    "sizing": {"_specs", "config"},  # pure arithmetic
+    "size_command": {"_command", "_specs", "config", "sizing"},
+    "tree_view": set[str](),  # a dump is text
+    "tree_svg": {"tree_view"},
+    "show_command": {
+        "_command",
+        "foresight",
+        "replay",
+        "replay_command",
+        "replay_values",
+        "tree_svg",
+        "tree_view",
+    },
+    "_command": {"config"},
 }
 
 

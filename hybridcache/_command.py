@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -85,12 +86,10 @@ def output(json_target: str | None) -> TextIO:
 # --- tables ---
 
 
-def show_table(rows: Rows, out: TextIO, *, title: str = "", pretty: bool | None = None) -> None:
-    """Writes a table; the first row names the columns. pretty: None: if `out` is a terminal."""
-    if pretty if pretty is not None else out.isatty():
-        drawn = _rich_table(rows, out, title)
-        if drawn:
-            return
+def show_table(rows: Rows, out: TextIO, *, title: str = "") -> None:
+    """Writes a table; the first row names the columns."""
+    if out.isatty() and show_rich(rows, out, title):
+        return
     print((f"{title}\n" if title else "") + aligned(rows), file=out)
 
 
@@ -106,8 +105,8 @@ def aligned(rows: Rows) -> str:
     return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def _rich_table(rows: Rows, out: TextIO, title: str) -> bool:
-    """False: rich is not installed."""
+def show_rich(rows: Rows, out: TextIO, title: str = "") -> bool:
+    """Writes a table as rich draws it; False: rich is not installed."""
     try:
         from rich import box
         from rich.console import Console
@@ -117,7 +116,7 @@ def _rich_table(rows: Rows, out: TextIO, title: str) -> bool:
         return False
     table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
     for place, name in enumerate(rows[0]):
-        table.add_column(Text(name), justify="right" if place else "left", no_wrap=not place)
+        table.add_column(Text(name), justify="right" if place else "left", overflow="fold")
     for row in rows[1:]:
         table.add_row(*map(Text, row))
     Console(file=out, highlight=False).print(table)
@@ -153,3 +152,42 @@ class Ticker:
             self.out.write("\r" + " " * self.width + "\r")
             self.out.flush()
             self.width = 0
+
+
+class Status:
+    """What goes on, shown while it does: from two seconds on, by a thread of its own, so that work which
+    cannot report shows too that it is alive. As a context manager; `say` changes the text.
+
+    shown: None: if `out` is a terminal.
+    """
+
+    def __init__(
+        self, text: str, out: TextIO | None = None, *, shown: bool | None = None, patience: float = 2.0
+    ) -> None:
+        self.text, self.out = text, sys.stderr if out is None else out
+        self.patience = patience
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.shown = self.out.isatty() if shown is None else shown
+
+    def say(self, text: str) -> None:
+        self.text = text
+
+    def __enter__(self) -> Status:
+        if self.shown:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self.shown:
+            self._thread.join()
+
+    def _run(self) -> None:
+        started = time.monotonic()
+        ticker = Ticker(self.out)
+        if self._stop.wait(self.patience):
+            return
+        while not self._stop.wait(0.1):
+            ticker.show(f"{self.text} ({time.monotonic() - started:.0f} s)")
+        ticker.wipe()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import show_command, size_command
-from ._command import write
+from ._command import Status, output, show_rich, write
 
 EXAMPLES = """examples:
   hybridcache size qwen3.5-397b --memory 8x141GB --tp 8 --weights float8_e4m3fn
@@ -121,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _demo(args: argparse.Namespace) -> int:
     try:
-        from . import demo, demo_report
+        with Status("loading torch and transformers"):
+            from . import demo, demo_report
     except ImportError as error:
         print(f"hybridcache demo needs pip install 'hybrid-prefix-cache[hf,cli]': {error}", file=sys.stderr)
         return 2
@@ -134,13 +135,18 @@ def _demo(args: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         print(f"hybridcache demo: {error}", file=sys.stderr)
         return 2
-    out = sys.stderr if args.json == "-" else sys.stdout
+    out = output(args.json)
     with demo.engine(profile):
         run = demo.Demo(profile)
         print(demo_report.opening(run), file=out, flush=True)
         for _ in range(profile.turns):
             print(demo_report.progress(run.turn(), profile.turns), file=out, flush=True)
-    print("", demo_report.table(run.rows), "", demo_report.summary(run), sep="\n", file=out)
+    print(file=out)
+    if out.isatty() and show_rich(demo_report.cells(run.rows), out):
+        print(*demo_report.notes(run.rows), sep="\n", file=out)
+    else:
+        print(demo_report.table(run.rows), end="\n\n", file=out)
+    print(demo_report.summary(run), file=out)
     drawn = demo_report.plot(run.rows, args.out / "demo.png")
     print("plot: demo.png" if drawn else "no plot: it needs pip install matplotlib", file=out)
     if args.json:

@@ -9,13 +9,22 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from hybridcache import cache, replay_report
-from hybridcache._command import GB, UNITS, Ticker, check_targets, read_model, split, write
+from hybridcache._command import (
+    GB,
+    UNITS,
+    Status,
+    check_targets,
+    output,
+    read_model,
+    show_table,
+    split,
+    write,
+)
 from hybridcache.config import ModelLayout
 from hybridcache.optimum import Bounds, optimum, working_set
 from hybridcache.replay import Cell, run_cells
@@ -25,14 +34,16 @@ from hybridcache.workloads import GENERATORS, Workload, load
 
 def main(args: argparse.Namespace) -> int:
     """Replays, prints and writes; the exit status."""
-    workload = read_workload(args.workload)
+    with busy(args, f"reading {Path(args.workload).name}"):
+        workload = read_workload(args.workload)
     if args.limit is not None:
         workload = replace(workload, requests=workload.requests[: args.limit])
     layout = read_model(args.model, page_size=args.page_size, tp_size=args.tp_size)
     asked = [(request.input, request.output) for request in workload.requests]
     weights = {"unit": workload.unit, "page_size": args.page_size}
     if "%" in args.memory and args.working_set is None:
-        needed = working_set(asked, layout.kv_bytes_per_token, layout.state_bytes, **weights)
+        with busy(args, "how large a cache could take every hit"):
+            needed = working_set(asked, layout.kv_bytes_per_token, layout.state_bytes, **weights)
         args.working_set = needed / GB
     cells = read_cells(args)
     if args.jobs < 1:
@@ -40,54 +51,68 @@ def main(args: argparse.Namespace) -> int:
     check_targets(args.json, args.plot)
     if args.save:
         workload.save(args.save)
-    out = sys.stderr if args.json == "-" else sys.stdout
-    model = (
-        f"{args.model}, pages of {args.page_size} tokens, {layout.kv_bytes_per_token:,} bytes of KV a token"
-    )
-    model += f", a state {layout.slot_bytes:,}"
-    print(replay_report.opening(workload, model), "", sep="\n", file=out, flush=True)
+    out = output(args.json)
+    print(replay_report.opening(workload, described(args, layout)), file=out, flush=True)
     results = collect(workload, layout, cells, args)
-    print(replay_report.report(results, working_set=args.working_set), file=out)
     bounds: list[Bounds] = []
     if args.optimum:
         budgets = sorted({cell.budget_bytes for cell in cells})
-        bounds = optimum(asked, layout.kv_bytes_per_token, layout.state_bytes, budgets, **weights)
-        print("", replay_report.optimum_table(bounds), sep="\n", file=out)
+        with busy(args, "what an all-knowing policy could hit"):
+            bounds = optimum(asked, layout.kv_bytes_per_token, layout.state_bytes, budgets, **weights)
+    show(results, bounds, args, out)
+    if args.json:
+        model = {"name": args.model, "page_size": args.page_size, "tp_size": args.tp_size}
+        model |= {"kv_bytes_per_token": layout.kv_bytes_per_token, "slot_bytes": layout.slot_bytes}
+        figures = replay_report.as_json(workload, model, results, working_set=args.working_set)
+        figures["optimum"] = [replay_report.bounds_as_json(each) for each in bounds]
+        write(args.json, json.dumps(figures, indent=2))
+    return 0
+
+
+def described(args: argparse.Namespace, layout: ModelLayout) -> str:
+    return (
+        f"{args.model}, pages of {args.page_size} tokens, {layout.kv_bytes_per_token:,} bytes of KV a token, "
+        f"a state {layout.slot_bytes:,}"
+    )
+
+
+def show(results: list[Result], bounds: list[Bounds], args: argparse.Namespace, out: TextIO) -> None:
+    """Tables and plot."""
+    tables = replay_report.tables(results, working_set=args.working_set)
+    if bounds:
+        tables.append(("", replay_report.optimum_table(bounds)))
+    for title, rows in tables:
+        print(file=out)
+        show_table(rows, out, title=title)
     if args.plot:
         drawn = replay_report.plot(results, args.plot)
         print(
             f"\nplot: {args.plot.name}" if drawn else "\nno plot: it needs pip install matplotlib", file=out
         )
-    if args.json:
-        described = {"name": args.model, "page_size": args.page_size, "tp_size": args.tp_size}
-        described |= {"kv_bytes_per_token": layout.kv_bytes_per_token, "slot_bytes": layout.slot_bytes}
-        figures = replay_report.as_json(workload, described, results, working_set=args.working_set)
-        figures["optimum"] = [replay_report.bounds_as_json(each) for each in bounds]
-        write(args.json, json.dumps(figures, indent=2))
-    return 0
+
+
+def busy(args: argparse.Namespace, text: str) -> Status:
+    """Progress, where somebody sees it."""
+    return Status(text, shown=args.progress or None)
 
 
 def collect(
     workload: Workload, layout: ModelLayout, cells: list[Cell], args: argparse.Namespace
 ) -> list[Result]:
     """Runs the cells, with progress."""
-    ticker = Ticker(sys.stderr) if args.progress or sys.stderr.isatty() else None
     results: list[Result] = []
+    with busy(args, "what a cache without bounds would hit") as status:
 
-    def progress(done: int, of: int) -> None:
-        if ticker and args.jobs > 1:
-            ticker.show(f"{done:,} of {of:,} cells")
-        elif ticker:
+        def progress(done: int, of: int) -> None:
+            if args.jobs > 1:
+                status.say(f"{done:,} of {of:,} cells")
+                return
             cell = cells[min(len(results), len(cells) - 1)]
             where = f"{cell.policy} at {cell.budget_bytes / GB:.4g} GB"
-            ticker.show(f"cell {len(results) + 1} of {len(cells)}, {where}: {done:,} of {of:,} requests")
+            status.say(f"cell {len(results) + 1} of {len(cells)}, {where}: {done:,} of {of:,} requests")
 
-    try:
         for result in run_cells(workload, layout, cells, jobs=args.jobs, progress=progress):
             results.append(result)
-    finally:
-        if ticker:
-            ticker.wipe()
     return results
 
 

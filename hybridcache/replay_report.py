@@ -34,15 +34,20 @@ def opening(workload: Workload, model: str) -> str:
 
 
 def report(results: Sequence[Result], *, working_set: float | None = None) -> str:
-    """All tables. working_set: GB, for the column that relates budgets to it."""
-    parts = [
+    """All tables as plain text."""
+    parts = tables(results, working_set=working_set)
+    return "\n\n".join((f"{title}\n" if title else "") + aligned(rows) for title, rows in parts)
+
+
+def tables(results: Sequence[Result], *, working_set: float | None = None) -> list[tuple[str, Rows]]:
+    """(title, rows) of each. working_set: GB, for the column that relates budgets to it."""
+    return [
         ("", main_table(results, working_set)),
         ("prompt tokens not hit, % of all, by reason; in brackets what the ideal hits", lost_table(results)),
         ("checkpoints published / restored / evicted, by kind of boundary", kinds_table(results)),
         ("held by the tree at the end / at most after a close", held_table(results)),
         ("time of the core: median us a call, and the sum of each in seconds", time_table(results)),
     ]
-    return "\n\n".join((f"{title}\n" if title else "") + aligned(rows) for title, rows in parts)
 
 
 def main_table(results: Sequence[Result], working_set: float | None) -> Rows:
@@ -109,11 +114,11 @@ def time_table(results: Sequence[Result]) -> Rows:
     return rows
 
 
-def optimum_table(bounds: Sequence[Bounds]) -> str:
+def optimum_table(bounds: Sequence[Bounds]) -> Rows:
     """What an all-knowing policy could hit."""
     rows = [["optimum: GB", "feasible %", "at most %", "ideal %"]]
     rows += [[f"{each.budget / GB:.4g}", *(f"{share:.1f}" for share in each.percent)] for each in bounds]
-    return aligned(rows)
+    return rows
 
 
 def bounds_as_json(bounds: Bounds) -> dict[str, Any]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from hybridcache import tree_svg, tree_view
-from hybridcache._command import Ticker, check_targets, output, read_bytes, read_model, write
+from hybridcache._command import Status, check_targets, output, read_bytes, read_model, write
 
 EXAMPLES = """examples:
   hybridcache show dump.txt --svg tree.svg      what Path("dump.txt").write_text(cache.dump()) wrote
@@ -92,19 +91,15 @@ def replayed(args: argparse.Namespace) -> tuple[str, tree_view.Dump]:
             raise ValueError(f"after: {args.after}, expected at least 1")
         workload = replace(workload, requests=workload.requests[: args.after])
     layout = read_model(args.model, page_size=args.page_size)
-    ticker = Ticker(sys.stderr)
-
-    def progress(done: int, of: int) -> None:
-        ticker.show(f"{done:,} of {of:,} requests replayed")
-
     settings = Settings()
-    replay = Replay(
-        Foresight(workload, settings.read_all), layout, Cell(budget, args.policy, settings), {}, progress
-    )
-    try:
+    facts, cell = Foresight(workload, settings.read_all), Cell(budget, args.policy, settings)
+    with Status("what could be hit") as status:
+
+        def progress(done: int, of: int) -> None:
+            status.say(f"{done:,} of {of:,} requests replayed")
+
+        replay = Replay(facts, layout, cell, {}, progress)
         result = replay.run()
-    finally:
-        ticker.wipe()
     title = (
         f"{workload.name} after {len(workload):,} requests: {args.policy} at {args.memory}, "
         f"{100 * result.hit_rate:.1f} % hit"

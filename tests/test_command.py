@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,18 @@ def test_targets_are_tried_before_the_work(tmp_path: Path) -> None:
         _command.check_targets(str(tmp_path / "nowhere" / "x.json"), None)
     with pytest.raises(ValueError, match="plot"):
         _command.check_targets(None, tmp_path / "p.gif")
+
+
+def test_work_that_takes_long_says_so_after_a_while() -> None:
+    def worked(out: io.StringIO, patience: float, shown: bool | None = None) -> str:
+        with _command.Status("at first", out, shown=shown, patience=patience) as status:
+            status.say("the work")
+            time.sleep(0.6)
+        return out.getvalue()
+
+    slow = worked(Terminal(), 0.0)
+    assert re.search(r"\rthe work \(\d+ s\)", slow) and slow.endswith("\r")
+    assert worked(Terminal(), 5.0) == ""
+    assert worked(io.StringIO(), 0.0) == "" == worked(Terminal(), 0.0, shown=False)
+    with pytest.raises(KeyError), _command.Status("it fails", Terminal()):
+        raise KeyError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -104,3 +105,18 @@ def test_work_that_takes_long_says_so_after_a_while() -> None:
     assert worked(io.StringIO(), 0.0) == "" == worked(Terminal(), 0.0, shown=False)
     with pytest.raises(KeyError), _command.Status("it fails", Terminal()):
         raise KeyError
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = [sys.executable, "-m", "hybridcache", "show", "agentic:sessions=40,turns=2", "--memory", "9GB"]
+    with subprocess.Popen(
+        [*command, "--limit", "5000", "--json", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+        assert process.wait() == 0 and "Error" not in errors and "Broken" not in errors, errors
+
+
+ROOT = Path(__file__).parent.parent

@@ -13,6 +13,7 @@ import pytest
 
 from hybridcache import _command, cli
 
+ROOT = Path(__file__).parent.parent
 ROWS = [["what", "count", "[red]share[/red]"], ["first", "1,000", "12.5"], ["a longer second", "7", "100.0"]]
 
 
@@ -117,6 +118,3 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
         process.stdout.close()
         errors = process.stderr.read().decode()
         assert process.wait() == 0 and "Error" not in errors and "Broken" not in errors, errors
-
-
-ROOT = Path(__file__).parent.parent

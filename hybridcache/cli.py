@@ -1,19 +1,30 @@
 """The command line: `python -m hybridcache` and the console script `hybridcache`.
 
-Owns the arguments and where output goes; the work of a subcommand lives in its own module, which is imported
-only when it runs: `--help` needs neither torch nor transformers. Exit status: 0 every claim holds, 1 one does
-not, 2 a wrong argument or a missing package.
+Owns which subcommands there are, the arguments of `demo` and `replay`, and the exit status: 0 every claim
+holds (what was asked for fits), 1 one does not, 2 a wrong argument or a missing package. The work of a
+subcommand lives in its own module; what needs torch or transformers is imported only when it runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from . import show_command, size_command
+from ._command import Status, output, show_rich, write
+
 EXAMPLES = """examples:
+  hybridcache size qwen3.5-397b --memory 8x141GB --tp 8 --weights float8_e4m3fn
+  hybridcache replay agentic --memory 10GB,50GB --policy lru,default
+  hybridcache show agentic:sessions=3,turns=4 --memory 10GB --svg tree.svg
+  hybridcache demo
+`hybridcache COMMAND --help` has more of them.
+"""
+DEMO_EXAMPLES = """examples:
   hybridcache demo                                    the whole conversation, about a minute
   hybridcache demo --turns 3 --first 2048             a short one
   hybridcache demo --out results --json results.json  keep the plot and all figures
@@ -41,9 +52,11 @@ def parser() -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
     about = "Prefix cache for hybrid language models."
     root = argparse.ArgumentParser("hybridcache", description=about, epilog=EXAMPLES, formatter_class=layout)
-    commands = root.add_subparsers(required=True, metavar="COMMAND")
+    commands = root.add_subparsers(required=True, metavar="COMMAND", dest="command")
     about = "an agent conversation through a tiny Qwen3.5 on CPU: cold, cached, and compared bit for bit"
-    demo = commands.add_parser("demo", help=about, description=about, epilog=EXAMPLES, formatter_class=layout)
+    demo = commands.add_parser(
+        "demo", help=about, description=about, epilog=DEMO_EXAMPLES, formatter_class=layout
+    )
     for field, text in PROFILE.items():
         demo.add_argument(f"--{field.replace('_', '-')}", type=int, metavar="N", help=text)
     demo.add_argument("--dtype", help="of weights and KV: float32 or bfloat16 (float32)")
@@ -51,6 +64,8 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", metavar="PATH", help="write rows, machine and summary; - is standard output")
     demo.set_defaults(run=_demo)
     _add_replay(commands)
+    for module in (size_command, show_command):
+        module.add_parser(commands).set_defaults(run=_light(module.main))
     return root
 
 
@@ -107,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _demo(args: argparse.Namespace) -> int:
     try:
-        from . import demo, demo_report
+        with Status("loading torch and transformers"):
+            from . import demo, demo_report
     except ImportError as error:
         print(f"hybridcache demo needs pip install 'hybrid-prefix-cache[hf,cli]': {error}", file=sys.stderr)
         return 2
@@ -120,32 +136,42 @@ def _demo(args: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         print(f"hybridcache demo: {error}", file=sys.stderr)
         return 2
-    out = sys.stderr if args.json == "-" else sys.stdout
+    out = output(args.json)
     with demo.engine(profile):
         run = demo.Demo(profile)
         print(demo_report.opening(run), file=out, flush=True)
         for _ in range(profile.turns):
             print(demo_report.progress(run.turn(), profile.turns), file=out, flush=True)
-    print("", demo_report.table(run.rows), "", demo_report.summary(run), sep="\n", file=out)
+    print(file=out)
+    if out.isatty() and show_rich(demo_report.cells(run.rows), out):
+        print(*demo_report.notes(run.rows), sep="\n", file=out)
+    else:
+        print(demo_report.table(run.rows), end="\n\n", file=out)
+    print(demo_report.summary(run), file=out)
     drawn = demo_report.plot(run.rows, args.out / "demo.png")
     print("plot: demo.png" if drawn else "no plot: it needs pip install matplotlib", file=out)
     if args.json:
-        _write(args.json, json.dumps(demo_report.as_json(run), indent=2))
+        write(args.json, json.dumps(demo_report.as_json(run), indent=2))
     return 0 if all(row.ok for row in run.rows) else 1
 
 
 def _replay(args: argparse.Namespace) -> int:
     from . import replay_command
 
-    try:
-        return replay_command.main(args, _write)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"hybridcache replay: {error}", file=sys.stderr)
-        return 2
+    return _light(replay_command.main)(args)
 
 
-def _write(target: str, text: str) -> None:
-    if target == "-":
-        print(text)
-    else:
-        Path(target).write_text(text + "\n", encoding="utf-8")
+def _light(main: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """A command that raises ValueError for a wrong argument, and needs no package that may be missing."""
+
+    def run(args: argparse.Namespace) -> int:
+        try:
+            return main(args)
+        except BrokenPipeError:  # whoever read has seen enough, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the exit flushes what is left
+            return 0
+        except (ValueError, TypeError, OSError) as error:
+            print(f"hybridcache {args.command}: {error}", file=sys.stderr)
+            return 2
+
+    return run

@@ -69,13 +69,22 @@ def progress(row: Row, turns: int) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """A line a turn, right-aligned under the names of the columns; then why a turn is not as it should be."""
-    lines = [COLUMNS, *map(_cells, rows)]
+    lines = cells(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(map(str.rjust, line, widths)) for line in lines]
-    notes = [f"turn {row.turn}: {row.note}" for row in rows if row.note]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:], *notes(rows)])
+
+
+def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The table: the first row names the columns."""
+    return [COLUMNS, *map(_cells, rows)]
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """Why a turn is not as it should be."""
+    said = [f"turn {row.turn}: {row.note}" for row in rows if row.note]
     miscounted = [row.turn for row in rows if not row.counts_agree]
-    notes += [f"turn {turn}: the lease counts otherwise than the hook" for turn in miscounted]
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:], *notes])
+    return said + [f"turn {turn}: the lease counts otherwise than the hook" for turn in miscounted]
 
 
 def _cells(row: Row) -> tuple[str, ...]:

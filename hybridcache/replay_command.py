@@ -9,98 +9,111 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from hybridcache import cache, replay_report
-from hybridcache.config import PRESETS, ModelLayout
+from hybridcache._command import (
+    GB,
+    UNITS,
+    Status,
+    check_targets,
+    output,
+    read_model,
+    show_table,
+    split,
+    write,
+)
+from hybridcache.config import ModelLayout
 from hybridcache.optimum import Bounds, optimum, working_set
 from hybridcache.replay import Cell, run_cells
 from hybridcache.replay_values import Result, Settings
 from hybridcache.workloads import GENERATORS, Workload, load
 
-PLOTS = (".png", ".svg", ".pdf")
-UNITS: dict[str, int] = {"B": 1, **{f"{x}B": 1000**n for n, x in enumerate("kMGT", 1)}}
-UNITS |= {f"{x}iB": 1024**n for n, x in enumerate("KMGT", 1)} | {"KB": 1000}
 
-
-def main(args: argparse.Namespace, write: Callable[[str, str], None]) -> int:
+def main(args: argparse.Namespace) -> int:
     """Replays, prints and writes; the exit status."""
-    workload = read_workload(args.workload)
+    with busy(args, f"reading {Path(args.workload).name}"):
+        workload = read_workload(args.workload)
     if args.limit is not None:
         workload = replace(workload, requests=workload.requests[: args.limit])
     layout = read_model(args.model, page_size=args.page_size, tp_size=args.tp_size)
     asked = [(request.input, request.output) for request in workload.requests]
     weights = {"unit": workload.unit, "page_size": args.page_size}
     if "%" in args.memory and args.working_set is None:
-        needed = working_set(asked, layout.kv_bytes_per_token, layout.state_bytes, **weights)
-        args.working_set = needed / replay_report.GB
+        with busy(args, "how large a cache could take every hit"):
+            needed = working_set(asked, layout.kv_bytes_per_token, layout.state_bytes, **weights)
+        args.working_set = needed / GB
     cells = read_cells(args)
     if args.jobs < 1:
         raise ValueError(f"jobs: {args.jobs}, expected at least 1")
-    check_targets(args)
+    check_targets(args.json, args.plot)
     if args.save:
         workload.save(args.save)
-    out = sys.stderr if args.json == "-" else sys.stdout
-    model = (
-        f"{args.model}, pages of {args.page_size} tokens, {layout.kv_bytes_per_token:,} bytes of KV a token"
-    )
-    model += f", a state {layout.slot_bytes:,}"
-    print(replay_report.opening(workload, model), "", sep="\n", file=out, flush=True)
+    out = output(args.json)
+    print(replay_report.opening(workload, described(args, layout)), file=out, flush=True)
     results = collect(workload, layout, cells, args)
-    print(replay_report.report(results, working_set=args.working_set), file=out)
     bounds: list[Bounds] = []
     if args.optimum:
         budgets = sorted({cell.budget_bytes for cell in cells})
-        bounds = optimum(asked, layout.kv_bytes_per_token, layout.state_bytes, budgets, **weights)
-        print("", replay_report.optimum_table(bounds), sep="\n", file=out)
+        with busy(args, "what an all-knowing policy could hit"):
+            bounds = optimum(asked, layout.kv_bytes_per_token, layout.state_bytes, budgets, **weights)
+    show(results, bounds, args, out)
+    if args.json:
+        model = {"name": args.model, "page_size": args.page_size, "tp_size": args.tp_size}
+        model |= {"kv_bytes_per_token": layout.kv_bytes_per_token, "slot_bytes": layout.slot_bytes}
+        figures = replay_report.as_json(workload, model, results, working_set=args.working_set)
+        figures["optimum"] = [replay_report.bounds_as_json(each) for each in bounds]
+        write(args.json, json.dumps(figures, indent=2))
+    return 0
+
+
+def described(args: argparse.Namespace, layout: ModelLayout) -> str:
+    return (
+        f"{args.model}, pages of {args.page_size} tokens, {layout.kv_bytes_per_token:,} bytes of KV a token, "
+        f"a state {layout.slot_bytes:,}"
+    )
+
+
+def show(results: list[Result], bounds: list[Bounds], args: argparse.Namespace, out: TextIO) -> None:
+    """Tables and plot."""
+    tables = replay_report.tables(results, working_set=args.working_set)
+    if bounds:
+        tables.append(("", replay_report.optimum_table(bounds)))
+    for title, rows in tables:
+        print(file=out)
+        show_table(rows, out, title=title)
     if args.plot:
         drawn = replay_report.plot(results, args.plot)
         print(
             f"\nplot: {args.plot.name}" if drawn else "\nno plot: it needs pip install matplotlib", file=out
         )
-    if args.json:
-        described = {"name": args.model, "page_size": args.page_size, "tp_size": args.tp_size}
-        described |= {"kv_bytes_per_token": layout.kv_bytes_per_token, "slot_bytes": layout.slot_bytes}
-        figures = replay_report.as_json(workload, described, results, working_set=args.working_set)
-        figures["optimum"] = [replay_report.bounds_as_json(each) for each in bounds]
-        write(args.json, json.dumps(figures, indent=2))
-    return 0
+
+
+def busy(args: argparse.Namespace, text: str) -> Status:
+    """Progress, where somebody sees it."""
+    return Status(text, shown=args.progress or None)
 
 
 def collect(
     workload: Workload, layout: ModelLayout, cells: list[Cell], args: argparse.Namespace
 ) -> list[Result]:
     """Runs the cells, with progress."""
-    ticker = replay_report.Ticker(sys.stderr) if args.progress or sys.stderr.isatty() else None
     results: list[Result] = []
+    with busy(args, "what a cache without bounds would hit") as status:
 
-    def progress(done: int, of: int) -> None:
-        if ticker and args.jobs > 1:
-            ticker.show(f"{done:,} of {of:,} cells")
-        elif ticker:
+        def progress(done: int, of: int) -> None:
+            if args.jobs > 1:
+                status.say(f"{done:,} of {of:,} cells")
+                return
             cell = cells[min(len(results), len(cells) - 1)]
-            where = f"{cell.policy} at {cell.budget_bytes / replay_report.GB:.4g} GB"
-            ticker.show(f"cell {len(results) + 1} of {len(cells)}, {where}: {done:,} of {of:,} requests")
+            where = f"{cell.policy} at {cell.budget_bytes / GB:.4g} GB"
+            status.say(f"cell {len(results) + 1} of {len(cells)}, {where}: {done:,} of {of:,} requests")
 
-    try:
         for result in run_cells(workload, layout, cells, jobs=args.jobs, progress=progress):
             results.append(result)
-    finally:
-        if ticker:
-            ticker.wipe()
     return results
-
-
-def check_targets(args: argparse.Namespace) -> None:
-    """What would fail after the run fails before it."""
-    if args.json not in (None, "-"):
-        Path(args.json).open("a", encoding="utf-8").close()
-    if args.plot and (args.plot.suffix not in PLOTS or not args.plot.parent.is_dir()):
-        raise ValueError(f"plot: {str(args.plot)!r}, expected a file of {', '.join(PLOTS)} in a folder")
 
 
 def read_cells(args: argparse.Namespace) -> list[Cell]:
@@ -109,8 +122,7 @@ def read_cells(args: argparse.Namespace) -> list[Cell]:
     if policies == ["all"]:
         policies = list(cache._POLICIES)
     for policy in policies:
-        if policy not in cache._POLICIES:
-            raise ValueError(f"policy: {policy!r}, expected some of {cache._POLICIES}")
+        check_policy(policy)
     budgets = [read_size(text, args.working_set) for text in split(args.memory)]
     if not policies or not budgets:
         raise ValueError("policy, memory: expected at least one of each")
@@ -129,9 +141,9 @@ def read_cells(args: argparse.Namespace) -> list[Cell]:
     return [Cell(budget, policy, each) for budget in budgets for policy in policies for each in variants]
 
 
-def split(text: str) -> list[str]:
-    """A list with commas, no empty entries."""
-    return [each.strip() for each in text.split(",") if each.strip()]
+def check_policy(policy: str) -> None:
+    if policy not in cache._POLICIES:
+        raise ValueError(f"policy: {policy!r}, expected some of {cache._POLICIES}")
 
 
 def read_size(text: str, whole: float | None = None) -> int:
@@ -144,7 +156,7 @@ def read_size(text: str, whole: float | None = None) -> int:
         return round(number * UNITS[found[2]])
     if whole is None or not whole > 0:
         raise ValueError(f"memory: {text!r}, expected a working set (GB) beside a share of it")
-    return int(number / 100 * whole * replay_report.GB)
+    return int(number / 100 * whole * GB)
 
 
 def read_workload(text: str) -> Workload:
@@ -165,13 +177,3 @@ def read_workload(text: str) -> Workload:
         return GENERATORS[name](**options)
     except TypeError as error:
         raise ValueError(f"workload: {text!r}: {error}") from None
-
-
-def read_model(text: str, *, page_size: int, tp_size: int) -> ModelLayout:
-    """A preset by name, in any case, or a config.json."""
-    if text.lower() in PRESETS:
-        return ModelLayout.preset(text.lower(), page_size=page_size, tp_size=tp_size)
-    if not Path(text).is_file():
-        raise ValueError(f"model: {text!r}, expected a config.json or one of {', '.join(PRESETS)}")
-    config = json.loads(Path(text).read_text(encoding="utf-8"))
-    return ModelLayout.from_hf_config(config, page_size=page_size, tp_size=tp_size)

@@ -1,4 +1,4 @@
-"""How replays are shown: progress, table, JSON, and a plot of hit rate against budget.
+"""How replays are shown: tables, JSON, and a plot of hit rate against budget.
 
 Owns the wording and the layout of the output. Reads `Result`s, runs nothing. matplotlib is optional: without
 it `plot` draws nothing and says so.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from hybridcache._command import GB, aligned
 from hybridcache.optimum import Bounds
 from hybridcache.replay_values import Result
 from hybridcache.workloads import Workload
@@ -21,37 +21,8 @@ from hybridcache.workloads import Workload
 KINDS = ("turn_end", "prompt_end", "chunk_end", "breakpoint", "fork", "cut", "interior")
 REASONS = ("cold", "unknown", "no_checkpoint", "remainder", "no_room", "complete", "missed")
 OPERATIONS = ("reserve", "launch", "plan", "applied", "commit", "close")
-GB = 1e9
 
 Rows = list[list[str]]
-
-
-class Ticker:
-    """Progress on `out`: one line that is written over on a terminal, else a line every ten seconds."""
-
-    def __init__(self, out: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.out, self.clock, self.terminal = out, clock, out.isatty()
-        self.pause = 0.2 if self.terminal else 10.0
-        self.next, self.width = clock() + self.pause, 0
-
-    def show(self, text: str) -> None:
-        """Writes `text`, if it is time."""
-        if self.clock() < self.next:
-            return
-        self.next = self.clock() + self.pause
-        if self.terminal:
-            self.out.write("\r" + text.ljust(self.width))
-            self.width = len(text)
-        else:
-            self.out.write(text + "\n")
-        self.out.flush()
-
-    def wipe(self) -> None:
-        """Leaves the terminal's line empty."""
-        if self.width:
-            self.out.write("\r" + " " * self.width + "\r")
-            self.out.flush()
-            self.width = 0
 
 
 def opening(workload: Workload, model: str) -> str:
@@ -63,15 +34,20 @@ def opening(workload: Workload, model: str) -> str:
 
 
 def report(results: Sequence[Result], *, working_set: float | None = None) -> str:
-    """All tables. working_set: GB, for the column that relates budgets to it."""
-    parts = [
+    """All tables as plain text."""
+    parts = tables(results, working_set=working_set)
+    return "\n\n".join((f"{title}\n" if title else "") + aligned(rows) for title, rows in parts)
+
+
+def tables(results: Sequence[Result], *, working_set: float | None = None) -> list[tuple[str, Rows]]:
+    """(title, rows) of each. working_set: GB, for the column that relates budgets to it."""
+    return [
         ("", main_table(results, working_set)),
         ("prompt tokens not hit, % of all, by reason; in brackets what the ideal hits", lost_table(results)),
         ("checkpoints published / restored / evicted, by kind of boundary", kinds_table(results)),
         ("held by the tree at the end / at most after a close", held_table(results)),
         ("time of the core: median us a call, and the sum of each in seconds", time_table(results)),
     ]
-    return "\n\n".join((f"{title}\n" if title else "") + aligned(rows) for title, rows in parts)
 
 
 def main_table(results: Sequence[Result], working_set: float | None) -> Rows:
@@ -138,11 +114,11 @@ def time_table(results: Sequence[Result]) -> Rows:
     return rows
 
 
-def optimum_table(bounds: Sequence[Bounds]) -> str:
+def optimum_table(bounds: Sequence[Bounds]) -> Rows:
     """What an all-knowing policy could hit."""
     rows = [["optimum: GB", "feasible %", "at most %", "ideal %"]]
     rows += [[f"{each.budget / GB:.4g}", *(f"{share:.1f}" for share in each.percent)] for each in bounds]
-    return aligned(rows)
+    return rows
 
 
 def bounds_as_json(bounds: Bounds) -> dict[str, Any]:
@@ -153,18 +129,6 @@ def bounds_as_json(bounds: Bounds) -> dict[str, Any]:
         "at_most_percent": upper,
         "ideal_percent": ideal,
     }
-
-
-def aligned(rows: Rows) -> str:
-    """Right-aligned columns under their names; the first one is left-aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(pairs)
-        )
-        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
-    ]
-    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def _name(r: Result) -> list[str]:

@@ -77,8 +77,9 @@ REPLAY = {  # module: what of the package it may know; a workload knows no cache
     "foresight": {"workloads"},
     "replay": {"cache", "config", "foresight", "replay_clock", "replay_values", "workloads"},
     "replay_clock": {"replay"},  # for its type; `replay` imports it when a clock is asked for
-    "replay_report": {"optimum", "replay_values", "workloads"},
+    "replay_report": {"_command", "optimum", "replay_values", "workloads"},
     "replay_command": {
+        "_command",
         "cache",
         "config",
         "optimum",
@@ -87,6 +88,20 @@ REPLAY = {  # module: what of the package it may know; a workload knows no cache
         "replay_values",
         "workloads",
     },
+    "sizing": {"_specs", "config"},  # pure arithmetic
+    "size_command": {"_command", "_specs", "config", "sizing"},
+    "tree_view": set[str](),  # a dump is text
+    "tree_svg": {"tree_view"},
+    "show_command": {
+        "_command",
+        "foresight",
+        "replay",
+        "replay_command",
+        "replay_values",
+        "tree_svg",
+        "tree_view",
+    },
+    "_command": {"config"},
 }
 
 

@@ -12,7 +12,7 @@ from hybridcache import ModelLayout
 from tests.conftest import Driver, tokens
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-EMBEDDING, WRAPPER, DRAFTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+EMBEDDING, WRAPPER, DRAFTS, METRICS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def toy_forward(token_ids, step, pages, pools):
@@ -91,3 +91,12 @@ def test_the_wrapper() -> None:
     names = {"model": tiny_model("qwen3_5"), "input_ids": list(range(100))}
     exec(compile(WRAPPER, "README.md", "exec"), names)
     assert len(names["result"].sequence) == 132
+
+
+def test_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = pytest.importorskip("prometheus_client")
+    registry, ports = client.CollectorRegistry(), []
+    monkeypatch.setattr("hybridcache.metrics.register.__defaults__", (registry,))
+    monkeypatch.setattr(client, "start_http_server", ports.append)
+    exec(compile(METRICS, "README.md", "exec"), {"cache": Driver().cache})
+    assert ports == [9400]

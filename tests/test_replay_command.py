@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hybridcache import cli, replay_command, replay_report
+from hybridcache import _command, cli, replay_command, replay_report
 from hybridcache._hf_config import PRESET_CONFIGS
 from hybridcache.config import ModelLayout
 from hybridcache.replay import run
@@ -131,7 +131,7 @@ def test_progress_on_a_terminal_writes_over_itself() -> None:
     now = [0.0]
     clock: Callable[[], float] = lambda: now[0]  # noqa: E731
     out, lines = Terminal(), io.StringIO()
-    ticker, logger = replay_report.Ticker(out, clock=clock), replay_report.Ticker(lines, clock=clock)
+    ticker, logger = _command.Ticker(out, clock=clock), _command.Ticker(lines, clock=clock)
     for at, text in ((0.1, "early"), (0.3, "long text"), (0.35, "soon"), (11.0, "late")):
         now[0] = at
         ticker.show(text)

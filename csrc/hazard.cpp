@@ -9,12 +9,18 @@ namespace {
 int log2_bucket(std::int64_t value, int most) {
   return std::min(most, static_cast<int>(std::bit_width(static_cast<std::uint64_t>(value))));
 }
+// 0, 1, 2, 3, 4-5, 6-7, 8-11, 12-15 ..
+int half_octave(std::int64_t value, int most) {
+  if (value < 2) return static_cast<int>(value);
+  const int bits = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(value)));
+  return static_cast<int>(std::min<std::int64_t>(most, 2 * bits - 2 + ((value >> (bits - 2)) & 1)));
+}
 }  // namespace
 
 Hazards::Class Hazards::classify(Kind kind, std::int64_t uses, bool passed, std::int64_t turns, std::int64_t gap) {
-  const int fresh = passed ? 5 : log2_bucket(turns, 4);
-  const int stage = uses > 0 ? 5 + log2_bucket(uses, kStages - 6) : fresh;
-  return {kind, static_cast<std::uint8_t>(stage), static_cast<std::uint8_t>(log2_bucket(gap, kGaps - 1))};
+  const int fresh = passed ? kTurns : half_octave(turns, kTurns - 1);
+  const int stage = uses > 0 ? kTurns + log2_bucket(uses, kStages - 1 - kTurns) : fresh;
+  return {kind, static_cast<std::uint8_t>(stage), static_cast<std::uint8_t>(log2_bucket(gap / kGapUnit, kGaps - 1))};
 }
 
 std::int64_t Hazards::first_age(int bucket) {
@@ -69,33 +75,52 @@ void Hazards::refresh(const std::array<Table*, 4>& levels, Kind kind) {
     for (int b = 0; b < kBuckets; ++b) {
       const auto scaled = std::min((hazard[b] * scale) >> 16, kOne);
       const auto spells = std::uint64_t{table->at_risk[b]} + kWeight[level];  // halves
-      hazard[b] = std::min(table->events[b] * 2 * kOne / spells + scaled / spells * kWeight[level], kOne);
+      hazard[b] = std::min((table->events[b] * 2 * kOne + scaled * kWeight[level]) / spells, kOne);
     }
   }
 }
 
-Rate Hazards::index(const Class& which, int bucket, std::int64_t now) {
+// How many quarters of the bucket are behind at this age; of one without an end at most three.
+int Hazards::quarters(int bucket, std::int64_t age) {
+  const auto first = first_age(bucket), width = first_age(bucket + 1) - first;
+  return static_cast<int>(std::min<std::int64_t>((age - first) * 4 / width, 3));
+}
+
+std::int64_t Hazards::next_look(int bucket, std::int64_t age) {
+  const auto first = first_age(bucket), width = first_age(bucket + 1) - first;
+  return first + ((quarters(bucket, age) + 1) * width + 3) / 4;
+}
+
+Rate Hazards::index(const Class& which, int bucket, std::int64_t age, std::int64_t now) {
   const auto found = levels(which);
   Table& leaf = *found[3];
-  const auto epoch = now / kRefresh + 1;
-  if (leaf.epoch != epoch) {
+  if (leaf.refreshed < 0 || now - leaf.refreshed >= std::clamp<std::int64_t>(now / kEarly, 1, kRefresh)) {
     refresh(found, which.kind);
-    leaf.epoch = epoch;
+    leaf.refreshed = now;
   }
-  if (leaf.indexed[bucket] == epoch) return leaf.index[bucket];
-  Rate best = 0;
-  std::uint64_t alive = kOne, used = 0, held = 0;
-  for (int b = bucket; b < kBuckets; ++b) {
-    const auto ends = (alive * (leaf.hazard[b] >> 8)) >> 24;
-    const auto width = static_cast<std::uint64_t>(first_age(b + 1) - first_age(b));
+  const int behind = quarters(bucket, age), at = 4 * bucket + behind;
+  if (leaf.indexed[at] == leaf.refreshed + 1) return leaf.index[at];
+  leaf.indexed[at] = leaf.refreshed + 1;
+  return leaf.index[at] = best_rate(leaf.hazard, bucket, behind);
+}
+
+Rate Hazards::best_rate(const std::array<std::uint64_t, kBuckets>& hazard, int bucket, int behind) {
+  auto ends = hazard[bucket] - hazard[bucket] / 4 * behind;  // uses are spread evenly over a bucket
+  std::uint64_t alive = kOne - hazard[bucket] / 4 * behind, used = 0, held = 0;
+  unsigned __int128 best_used = 0, best_held = 1;  // compared without a division
+  int quarters = 4 - behind;
+  for (int b = bucket;; quarters = 4) {
     used += ends;
-    held += (alive - ends / 2) * width;
+    held += (alive - ends / 2) * (static_cast<std::uint64_t>(first_age(b + 1) - first_age(b)) * quarters / 4);
     alive -= ends;
-    best = std::max(best, (used << kIndexBits) / held);
-    if (alive < kOne / 1024) break;
+    if (used * best_held > best_used * held) {
+      best_used = used;
+      best_held = held;
+    }
+    if (++b == kBuckets || alive < kOne / 1024) break;
+    ends = (alive * (hazard[b] >> 8)) >> 24;
   }
-  leaf.indexed[bucket] = epoch;
-  return leaf.index[bucket] = best;
+  return static_cast<Rate>((best_used << kIndexBits) / best_held);
 }
 
 }  // namespace hybridcache

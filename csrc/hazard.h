@@ -30,13 +30,14 @@ class Hazards {
   static constexpr int kLinear = 8;                        // buckets of one request
   static constexpr int kOctaves = 12;                      // then four an octave
   static constexpr int kBuckets = kLinear + 4 * kOctaves;  // the last one has no end
-  static constexpr int kStages = 11, kGaps = 13;
+  static constexpr int kTurns = 14, kStages = kTurns + 6, kGaps = 13;
+  static constexpr std::int64_t kGapUnit = 8;  // gaps are given in eighths of a request
 
   // What is known of a boundary when a spell begins.
   struct Class {
     Kind kind;
     std::uint8_t stage;  // never used: by the turns of its conversation; used: by how often
-    std::uint8_t gap;    // log2 of the last spell that it, or its conversation, has seen; 0: none yet
+    std::uint8_t gap;    // log2 of the mean of its last spells, or of the one that its conversation has seen; 0: none yet
   };
   static Class classify(Kind kind, std::int64_t uses, bool passed, std::int64_t turns, std::int64_t gap);
 
@@ -49,11 +50,14 @@ class Hazards {
   // It goes on in another class of the same kind.
   void moved(const Class& from, const Class& to, int bucket);
 
-  // As of the last refresh, one in kRefresh requests.
-  Rate index(const Class& which, int bucket, std::int64_t now);
+  // At an age of this bucket, as of the last refresh (kRefresh).
+  Rate index(const Class& which, int bucket, std::int64_t age, std::int64_t now);
+  // The age at which an index is another again: it changes with each quarter of a bucket.
+  static std::int64_t next_look(int bucket, std::int64_t age);
 
  private:
-  static constexpr std::int64_t kRefresh = 16;
+  // Hazards are computed anew after so many requests; in the beginning, after one in kEarly of those seen.
+  static constexpr std::int64_t kRefresh = 16, kEarly = 64;
   static constexpr std::uint64_t kOne = 1ULL << 32;        // a probability of one
   static constexpr std::uint64_t kPrior = kOne * 3 / 100;  // hazard of a bucket of which nothing is known
   // How much rarer than a turn end a boundary of each kind is believed to be used, before anything is seen.
@@ -66,14 +70,16 @@ class Hazards {
   struct Table {
     std::array<std::uint32_t, kBuckets> at_risk{}, events{};  // at_risk in halves
     std::array<std::uint64_t, kBuckets> hazard{};             // leaf classes only
-    std::array<Rate, kBuckets> index{};
-    std::array<std::int64_t, kBuckets> indexed{};  // epoch of each index + 1
-    std::int64_t epoch = 0;                        // of the hazards + 1
+    std::array<Rate, 4 * kBuckets> index{};
+    std::array<std::int64_t, 4 * kBuckets> indexed{};  // refreshed + 1 then
+    std::int64_t refreshed = -1;                   // the request at which the hazards were computed
   };
 
   void count(const Class& which, int bucket, std::uint32_t at_risk, std::uint32_t events);
   std::array<Table*, 4> levels(const Class& which);
   void refresh(const std::array<Table*, 4>& levels, Kind kind);
+  static int quarters(int bucket, std::int64_t age);
+  static Rate best_rate(const std::array<std::uint64_t, kBuckets>& hazard, int bucket, int behind);
 
   std::vector<std::unique_ptr<Table>> tables_ =
       std::vector<std::unique_ptr<Table>>(1 + kKinds * (1 + kStages * (1 + kGaps)));

@@ -52,12 +52,13 @@ Trail History::arrived(const std::string& salt, Record* start, std::span<const T
   ++exit->pins;
   if (exit->root()) return trail;
   for (Record* above = exit->parent; !above->root() && !above->passed; above = above->parent) passed(above);
-  trail.gap = now_ - exit->opened;
+  trail.gap = kGapUnit * (now_ - exit->opened);
   trail.turns = exit->turns + 1;
   if (exit->uses == 0) ++followed_[index(exit->kind)];
   close_spell(exit);
+  const auto seen = std::min(exit->uses, kGapMemory);
+  exit->gap = (exit->gap * seen + trail.gap) / (seen + 1);
   ++exit->uses;
-  exit->gap = trail.gap;
   open_spell(exit);
   return trail;
 }
@@ -102,6 +103,7 @@ Record* History::make(Record* parent, std::span<const Token> edge, Kind kind, co
   contents_.acquire(edge);
   add_child(parent, record);
   record->place = spells_.insert(spells_.end(), record);
+  record->due = calendar_.enter(record);
   open_spell(record);
   return record;
 }
@@ -152,7 +154,6 @@ void History::open_spell(Record* record) {
 }
 
 void History::close_spell(Record* record) {
-  due_.erase(record);
   hazards_.used(record->which, record->bucket);
 }
 
@@ -165,20 +166,20 @@ void History::passed(Record* record) {
   look_up(record);
 }
 
-// When a spell comes to the next age bucket, and more often while a return is near.
+// When a spell comes to the next age bucket, a resident also in between, and more often while a return is near.
 void History::schedule(Record* record) {
-  record->due = INT64_MAX;
-  if (record->hint == Hint::returns)
-    record->due = now_ + std::max<std::int64_t>(1, requests_until(record->returns) / 8);
-  if (record->bucket + 1 < Hazards::kBuckets)
-    record->due = std::min(record->due, record->opened + Hazards::first_age(record->bucket + 1));
-  if (record->due < INT64_MAX) due_.insert(record);
+  auto due = Calendar::kNever;
+  if (record->hint == Hint::returns) due = now_ + std::max<std::int64_t>(1, requests_until(record->returns) / 8);
+  if (record->bucket + 1 < Hazards::kBuckets) {
+    const auto age = now_ - record->opened;
+    const auto look = record->node == nullptr ? Hazards::first_age(record->bucket + 1) : Hazards::next_look(record->bucket, age);
+    due = std::min(due, record->opened + look);
+  }
+  calendar_.move(record->due, now_, due);
 }
 
 void History::pass_time() {
-  while (!due_.empty() && (*due_.begin())->due <= now_) {
-    Record* record = *due_.begin();
-    due_.erase(due_.begin());
+  while (Record* record = calendar_.due(now_)) {
     if (record->bucket + 1 < Hazards::kBuckets && now_ >= record->opened + Hazards::first_age(record->bucket + 1)) {
       hazards_.passed(record->which, record->bucket);
       ++record->bucket;
@@ -197,7 +198,7 @@ void History::look_up(Record* record) {
     case Hint::returns:
       return set_index(record, (Rate{1} << kIndexBits) / static_cast<Rate>(requests_until(record->returns)));
     case Hint::none:
-      return set_index(record, hazards_.index(record->which, record->bucket, now_));
+      return set_index(record, hazards_.index(record->which, record->bucket, now_ - record->opened, now_));
   }
 }
 
@@ -227,7 +228,6 @@ std::vector<Record*> History::made(const Trail& trail) const {
 }
 
 void History::hint(Record* record, Hint hint) {
-  due_.erase(record);
   record->hint = hint;
   schedule(record);
   look_up(record);
@@ -276,7 +276,7 @@ void History::flows_up(Record* from, Rate change) {
 
 void History::resident(Record* record, Node* node) {
   record->node = node;
-  give(record, 0);
+  schedule(record);
 }
 
 void History::give(Record* record, Rate given) {
@@ -306,7 +306,7 @@ void History::remove_child(Record* child) {
 
 // REQUIRES: a ghost with at most one child, which goes on in its place.
 void History::forget(Record* record) {
-  due_.erase(record);
+  calendar_.strike(record->due);
   flows_up(record, Rate{0} - record->index);
   Record* parent = record->parent;
   remove_child(record);

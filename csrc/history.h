@@ -15,12 +15,12 @@
 #include <functional>
 #include <list>
 #include <map>
-#include <set>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "calendar.h"
 #include "hazard.h"
 #include "types.h"
 
@@ -45,7 +45,7 @@ struct Record {
   Kind kind = Kind::fork;
   std::int64_t uses = 0;
   std::int64_t turns = 0;  // of its conversation, as it was made
-  std::int64_t gap = 0;    // the last spell that it or its conversation has seen
+  std::int64_t gap = 0;    // mean of its last spells; before its first use, the one that its conversation has seen
   bool passed = false;     // a request has gone beyond it
   Hint hint = Hint::none;
   std::int64_t returns = 0;  // hint: when, in the caller's time
@@ -56,9 +56,9 @@ struct Record {
   Rate flow = 0;                       // of what is below, down to the next residents
   Rate given = 0;                      // to what is above: all of a ghost's, a share of a resident that may leave
   std::list<Record*>::iterator place;  // in the order of spells
+  Calendar::Place due;                 // when its index is looked up again
 
   bool root() const { return parent == nullptr; }
-  std::int64_t due = 0;  // the request at which its index is looked up again
 };
 
 // Is told where the worth of a resident may have changed.
@@ -112,12 +112,6 @@ class History {
   void check() const;
 
  private:
-  struct ByDue {
-    bool operator()(const Record* a, const Record* b) const {
-      return a->due != b->due ? a->due < b->due : a->id < b->id;
-    }
-  };
-
   Record* root(const std::string& salt);
   Record* make(Record* parent, std::span<const Token> edge, Kind kind, const Trail& trail, bool passed = false);
   Record* split(Record* record, Position depth, Kind kind, const Trail& trail);
@@ -138,13 +132,14 @@ class History {
   void forget_root(Record* root);
   void forget_oldest();
 
+  static constexpr std::int64_t kGapUnit = Hazards::kGapUnit, kGapMemory = 7;
   static constexpr int kForgets = 64;  // records looked at for a new one
   const std::int64_t most_tokens_;
   ContentTable& contents_;
   HistoryWatcher* watcher_ = nullptr;
   Hazards hazards_;
   std::map<std::string, Record*> roots_;
-  std::set<Record*, ByDue> due_;
+  Calendar calendar_;
   std::list<Record*> spells_;                                    // oldest first
   std::int64_t tokens_ = 0;                                      // of all edges
   std::int64_t now_ = 0;                                         // requests

@@ -10,14 +10,15 @@
 
 namespace hybridcache {
 
-// Length of the common prefix: memcmp over strides, then token by token in the stride that differs.
+// Length of the common prefix: memcmp over ever shorter strides, then token by token.
 inline std::size_t common_prefix(std::span<const Token> a, std::span<const Token> b) {
-  constexpr std::size_t kStride = 1024;
   const auto n = std::min(a.size(), b.size());
   std::size_t i = 0;
-  while (i + kStride <= n && std::memcmp(&a[i], &b[i], kStride * sizeof(Token)) == 0) i += kStride;
-  const auto end = a.begin() + std::min(n, i + kStride);
-  return i + (std::mismatch(a.begin() + i, end, b.begin() + i).first - (a.begin() + i));
+  for (const std::size_t stride : {1024, 128, 16}) {
+    while (i + stride <= n && std::memcmp(&a[i], &b[i], stride * sizeof(Token)) == 0) i += stride;
+  }
+  while (i < n && a[i] == b[i]) ++i;
+  return i;
 }
 
 // Where the child whose edge begins with `first` stands, or belongs; children are (first token, node), in order.

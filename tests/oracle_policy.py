@@ -21,6 +21,7 @@ LOOKS = 64  # at records, for a new one
 PRIOR = ONE * 3 // 100
 RARER = {"prompt_end": 4, "chunk_end": 8, "cut": 8, "interior": 16}
 USES, WEIGHT = (2, 2, 8, 8), (16, 16, 40, 40)
+TURNS, GAP_UNIT, GAP_MEMORY, FARTHEST = 14, 8, 7, 4096
 Class = tuple[str, int, int]  # kind, stage, gap: its prefixes are the coarser classes
 
 
@@ -33,13 +34,31 @@ def first_age(bucket: int) -> int:
 WIDTHS = [first_age(b + 1) - first_age(b) for b in range(BUCKETS)]
 
 
-def best_rate(hazards: list[int], bucket: int) -> int:
+def quarters(bucket: int, age: int) -> int:
+    """Of the bucket, that are behind at this age."""
+    return min((age - first_age(bucket)) * 4 // WIDTHS[bucket], 3)
+
+
+def next_look(bucket: int, age: int) -> int:
+    """The age at which the next quarter of a bucket begins."""
+    return first_age(bucket) + -(-(quarters(bucket, age) + 1) * WIDTHS[bucket] // 4)
+
+
+def half_octave(value: int) -> int:
+    """0, 1, 2, 3, 4-5, 6-7, 8-11, 12-15, ..."""
+    bits = value.bit_length()
+    return value if value < 2 else 2 * bits - 2 + (value >> (bits - 2) & 1)
+
+
+def best_rate(hazards: list[int], bucket: int, behind: int) -> int:
     """The index: over every horizon, the most uses for each request that the boundary is held."""
-    alive, used, held, best = ONE, 0, 0, 0
+    gone = hazards[bucket] // 4 * behind
+    alive, used, held, best = ONE - gone, 0, 0, 0
     for b in range(bucket, BUCKETS):
-        ends = (alive * (hazards[b] >> 8)) >> 24
+        first = b == bucket
+        ends = hazards[b] - gone if first else (alive * (hazards[b] >> 8)) >> 24
         used += ends
-        held += (alive - ends // 2) * WIDTHS[b]
+        held += (alive - ends // 2) * (WIDTHS[b] * (4 - behind) // 4 if first else WIDTHS[b])
         alive -= ends
         best = max(best, (used << INDEX_BITS) // held)
         if alive < ONE // 1024:
@@ -53,7 +72,8 @@ class Hazards:
     def __init__(self) -> None:
         self.at_risk: dict[tuple[Any, ...], list[int]] = defaultdict(lambda: [0] * BUCKETS)  # halves
         self.events: dict[tuple[Any, ...], list[int]] = defaultdict(lambda: [0] * BUCKETS)
-        self.known: dict[Class, tuple[int, list[int], dict[int, int]]] = {}  # (now // 16, hazards, indices)
+        # When they were computed, hazards, and the indices asked for since.
+        self.known: dict[Class, tuple[int, list[int], dict[tuple[int, int], int]]] = {}
 
     def half(self, which: Class, bucket: int) -> None:
         for level in range(4):
@@ -71,13 +91,14 @@ class Hazards:
         for level in range(4):
             self.events[which[:level]][bucket] += 1
 
-    def index(self, which: Class, bucket: int, now: int) -> int:
-        if which not in self.known or self.known[which][0] != now // 16:
-            self.known[which] = (now // 16, self.learn(which), {})
+    def index(self, which: Class, bucket: int, age: int, now: int) -> int:
+        if which not in self.known or now - self.known[which][0] >= min(max(now // 64, 1), 16):
+            self.known[which] = (now, self.learn(which), {})
         _, hazards, indices = self.known[which]
-        if bucket not in indices:
-            indices[bucket] = best_rate(hazards, bucket)
-        return indices[bucket]
+        at = bucket, quarters(bucket, age)
+        if at not in indices:
+            indices[at] = best_rate(hazards, *at)
+        return indices[at]
 
     def learn(self, which: Class) -> list[int]:
         h = [PRIOR] * BUCKETS
@@ -90,7 +111,7 @@ class Hazards:
             for b in range(BUCKETS):
                 scaled = min((h[b] * scale) >> 16, ONE)
                 spells = at_risk[b] + WEIGHT[level]
-                h[b] = min(events[b] * 2 * ONE // spells + scaled // spells * WEIGHT[level], ONE)
+                h[b] = min((events[b] * 2 * ONE + scaled * WEIGHT[level]) // spells, ONE)
         return h
 
 
@@ -111,6 +132,7 @@ class Record:
     order: int = 0  # of its spell among all
     bucket: int = 0
     due: int | None = None  # the request at which its index is looked up again
+    turn: int = 0  # among those of one request: in the order in which that was decided
     which: Class = ("", 0, 0)
     index: int = 0
     given: int = 0
@@ -130,9 +152,9 @@ class Record:
         return sum(each.given for each in self.below)
 
     def classify(self) -> Class:
-        fresh = 5 if self.passed else min(self.turns.bit_length(), 4)
-        stage = 5 + min(self.uses.bit_length(), 5) if self.uses else fresh
-        return (self.kind, stage, min(self.gap.bit_length(), 12))
+        fresh = TURNS if self.passed else min(half_octave(self.turns), TURNS - 1)
+        stage = TURNS + min(self.uses.bit_length(), 5) if self.uses else fresh
+        return (self.kind, stage, min((self.gap // GAP_UNIT).bit_length(), 12))
 
 
 @dataclass(eq=False)
@@ -154,7 +176,7 @@ class History:
         self.records: dict[Key, Record] = {}  # without roots, in the order of making
         self.roots: dict[bytes, Record] = {}
         self.depths: dict[bytes, Counter[int]] = defaultdict(Counter)  # at which a salt has records
-        self.now = self.born = self.spells = self.tokens = 0
+        self.now = self.born = self.spells = self.decided = self.tokens = 0
         self.first_time, self.time, self.first_request = -1, 0, 0
         self.followed: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
@@ -175,12 +197,13 @@ class History:
         while above is not None and above.depth and not above.passed:
             self.goes_on(above)
             above = above.above
-        trail.turns, trail.gap = exit_.turns + 1, self.now - exit_.opened
+        trail.turns, trail.gap = exit_.turns + 1, GAP_UNIT * (self.now - exit_.opened)
         self.followed[exit_.kind] += not exit_.uses
         exit_.due = None
         self.hazards.used(exit_.which, exit_.bucket)
         self.events["uses"] += 1
-        exit_.uses, exit_.gap = exit_.uses + 1, trail.gap
+        seen = min(exit_.uses, GAP_MEMORY)
+        exit_.uses, exit_.gap = exit_.uses + 1, (exit_.gap * seen + trail.gap) // (seen + 1)
         self.open_spell(exit_)
         if exit_.checkpoint is None and exit_.uses >= 2:
             trail.again = exit_.depth
@@ -300,14 +323,26 @@ class History:
         self.look_up(record)
 
     def schedule(self, record: Record) -> None:
-        last = record.bucket == BUCKETS - 1
-        record.due = None if last else record.opened + first_age(record.bucket + 1)
+        times = []
+        if record.bucket < BUCKETS - 1:
+            age = self.now - record.opened
+            ghost = record.checkpoint is None
+            times.append(
+                record.opened + (first_age(record.bucket + 1) if ghost else next_look(record.bucket, age))
+            )
         if record.hint == "returns":
-            again = self.now + max(1, self.requests_until(record.returns) // 8)
-            record.due = again if last else min(record.due, again)
+            times.append(self.now + max(1, self.requests_until(record.returns) // 8))
+        record.due = min(*times, self.now + FARTHEST) if times else None
+        self.decided += 1
+        record.turn = self.decided
+
+    def resident(self, record: Record, checkpoint: Any) -> None:
+        record.checkpoint = checkpoint
+        self.schedule(record)
 
     def pass_time(self) -> None:
-        for record in [r for r in self.records.values() if r.due == self.now]:
+        due = [r for r in self.records.values() if r.due == self.now]
+        for record in sorted(due, key=lambda r: r.turn):
             if record.bucket < BUCKETS - 1 and self.now >= record.opened + first_age(record.bucket + 1):
                 self.hazards.half(record.which, record.bucket)
                 record.bucket += 1
@@ -324,7 +359,7 @@ class History:
         elif record.hint == "returns":
             index = (1 << INDEX_BITS) // self.requests_until(record.returns)
         else:
-            index = self.hazards.index(record.which, record.bucket, self.now)
+            index = self.hazards.index(record.which, record.bucket, self.now - record.opened, self.now)
         change, record.index = index - record.index, index
         if record.checkpoint is not None:
             self.revalue(record.checkpoint)

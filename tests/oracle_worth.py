@@ -117,8 +117,7 @@ class Worths:
         valued.begin, valued.leaf = valued.shape([path for salt, path in self.supports if salt == key[0]])
         self.supports[key] += 1
         self.valued[key] = valued
-        valued.record.checkpoint = checkpoint
-        self.history.give(valued.record, 0)
+        self.history.resident(valued.record, checkpoint)
         self.revalue(checkpoint)
         self.revalue_below(key)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.oracle_policy import BUCKETS, ONE, Hazards, Record, best_rate, first_age
+from tests.oracle_policy import BUCKETS, ONE, Hazards, Record, best_rate, first_age, next_look, quarters
 from tests.policy_traffic import Pair, Traffic
 
 UNIT = 1 << 28  # one use a request
@@ -47,14 +47,25 @@ def test_age_buckets_are_single_requests_and_then_four_an_octave() -> None:
 
 
 def test_classes() -> None:
-    fresh = Record((b"", ()), 1, "cut", turns=3, gap=1000)
-    assert fresh.classify() == ("cut", 2, 10)
+    fresh = Record((b"", ()), 1, "cut", turns=3, gap=8 * 1000)
+    assert fresh.classify() == ("cut", 3, 10)
+    fresh.turns = 7
+    assert fresh.classify() == ("cut", 5, 10), "half octaves: 0, 1, 2, 3, 4-5, 6-7"
+    fresh.turns = 1000
+    assert fresh.classify() == ("cut", 13, 10)
     fresh.passed = True
-    assert fresh.classify() == ("cut", 5, 10), "passed counts, not the turns"
+    assert fresh.classify() == ("cut", 14, 10), "passed counts, not the turns"
     fresh.uses, fresh.gap = 3, 1 << 20
-    assert fresh.classify() == ("cut", 7, 12), "uses count, not that it is passed"
+    assert fresh.classify() == ("cut", 16, 12), "uses count, not that it is passed"
     fresh.uses = 10**6
-    assert fresh.classify()[1] == 10
+    assert fresh.classify()[1] == 19
+
+
+def test_an_index_is_looked_up_in_quarters_of_a_bucket() -> None:
+    assert [next_look(bucket, age) for bucket, age in ((0, 0), (8, 8), (8, 9))] == [1, 9, 10]
+    assert [next_look(12, age) for age in range(16, 20)] == [17, 18, 19, 20]
+    assert [quarters(16, age) for age in range(32, 40)] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert next_look(16, 32) == 34 and next_look(16, 38) == 40
 
 
 def test_of_what_nothing_is_known_about_a_prompt_end_in_130_is_used_at_each_age() -> None:
@@ -102,9 +113,9 @@ def test_hazards_in_integers_are_those_of_the_page() -> None:
     for which in fine:
         ours, theirs = hazards.learn(which), by_the_page(hazards, which)
         assert all(abs(a / ONE - b) < 1e-3 for a, b in zip(ours, theirs, strict=True))
-        for bucket in (0, 1, 7, 20):
-            assert best_rate(ours, bucket) / UNIT == pytest.approx(
-                gittins(theirs, bucket), rel=0.02, abs=1e-5
+        for bucket, behind in ((0, 0), (1, 0), (7, 0), (20, 0), (20, 1), (24, 3)):
+            assert best_rate(ours, bucket, behind) / UNIT == pytest.approx(
+                gittins(theirs, bucket, behind / 4), rel=0.02, abs=1e-5
             )
 
 
@@ -122,12 +133,15 @@ def by_the_page(hazards: Hazards, which: tuple[Any, ...]) -> list[float]:
     return h
 
 
-def gittins(h: list[float], bucket: int) -> float:
+def gittins(h: list[float], bucket: int, behind: float) -> float:
+    """With a share of the bucket behind, over which its uses are spread evenly."""
+    rest = h[bucket] * (1 - behind) / (1 - h[bucket] * behind)
     alive, used, held, best = 1.0, 0.0, 0.0, 0.0
-    for b in range(bucket, BUCKETS):
-        held += alive * (1 - h[b] / 2) * (first_age(b + 1) - first_age(b))
-        used += alive * h[b]
-        alive *= 1 - h[b]
+    for b, hazard in enumerate([rest, *h[bucket + 1 :]], bucket):
+        width = (first_age(b + 1) - first_age(b)) * (1 - behind if b == bucket else 1)
+        held += alive * (1 - hazard / 2) * width
+        used += alive * hazard
+        alive *= 1 - hazard
         best = max(best, used / held)
     return best
 
@@ -140,7 +154,7 @@ def test_counts_of_a_use_and_of_a_bucket_that_was_passed() -> None:
     pair.ask(ten(1))
     hazards, which = pair.history.hazards, ("prompt_end", 0, 0)
     assert hazards.at_risk[which][:4] == [2, 2, 2, 0] and hazards.events[which][:4] == [0, 0, 1, 0]
-    assert hazards.at_risk["prompt_end", 6, 2][:2] == [1, 0], "its next spell: one use, a gap of 2"
+    assert hazards.at_risk["prompt_end", 15, 2][:2] == [1, 0], "its next spell: one use, a gap of 2"
     assert hazards.at_risk[()][:4] == [3, 2, 2, 0]
 
 
@@ -153,9 +167,9 @@ def test_who_comes_back_deeper_passes_what_is_above() -> None:
     above = record(pair, ten(1))
     assert above.which == ("breakpoint", 0, 0) and not above.passed
     pair.ask([*ten(1), *ten(2)])
-    assert above.passed and above.which == ("breakpoint", 5, 0) and above.uses == 0
+    assert above.passed and above.which == ("breakpoint", 14, 0) and above.uses == 0
     pair.ask(ten(1))
-    assert above.which == ("breakpoint", 6, 2), "two requests after it was made, and used counts, not passed"
+    assert above.which == ("breakpoint", 15, 2), "two requests after it was made, and used counts, not passed"
 
 
 def test_boundaries_inherit_the_turn_and_the_gap() -> None:
@@ -165,8 +179,20 @@ def test_boundaries_inherit_the_turn_and_the_gap() -> None:
     pair.ask(ten(6))
     pair.turn([*ten(1), *ten(2)])
     second = record(pair, [*ten(1), *ten(2)])
-    assert (second.turns, second.gap, second.which) == (1, 3, ("prompt_end", 1, 2))
-    assert record(pair, ten(1)).gap == 3 and record(pair, ten(1)).uses == 1
+    assert (second.turns, second.gap, second.which) == (1, 24, ("prompt_end", 1, 2))
+    assert record(pair, ten(1)).gap == 24 and record(pair, ten(1)).uses == 1
+
+
+def test_the_gap_of_what_was_used_is_the_mean_of_its_own() -> None:
+    """Gaps of 1 and 4: 2.5 requests, in eighths; what it hands down is the last one."""
+    pair = exact()
+    pair.turn(ten(1))
+    pair.ask([*ten(1), 1])
+    for i in range(3):
+        pair.ask(ten(5 + i))
+    pair.turn([*ten(1), *ten(2)])
+    assert record(pair, ten(1)).gap == 20
+    assert record(pair, [*ten(1), *ten(2)]).gap == 32
 
 
 def test_a_use_is_the_deepest_record_resident_or_not() -> None:
@@ -423,10 +449,10 @@ def test_the_lowest_worth_leaves_first_and_of_equals_the_oldest() -> None:
     pair = exact(slabs=6)
     left = []
     for i in range(8):
-        pair.turn(ten(i), close={"keep": "nothing" if i in (1, 2) else "all"})
+        pair.turn(ten(i), close={"keep": "nothing" if i in (1, 2, 4) else "all"})
         known = {path[0] // 1000 for _, path in pair.oracle.store.checkpoints}
         left += [n for n in range(i) if n not in known and n not in left]
-    assert left == [1, 2, 0, 3]
+    assert left[:3] == [1, 2, 4]
 
 
 # ---- traffic

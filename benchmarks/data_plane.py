@@ -125,6 +125,15 @@ def measure_moves(case: Case, kept: Any, counts: tuple[int, ...]) -> Iterator[di
             yield row
 
 
+def measure_nothing(case: Case, ours: SlotMajor) -> dict[str, Any]:
+    """An empty plan: what a graph with room for 64 pages and 64 slots pays where there is nothing to do."""
+    moves = ours.pools.captured(max_pages=64, max_slots=64)
+    row = case.row("nothing", 0, ours.name, 0)
+    row["launched_us"] = launched_us(case.device, [ours.launch(Ids((), (), ()))] * 8)
+    row["replayed_us"] = replayed_us(case.device, [moves.run] * 8)
+    return row
+
+
 def measure_host(case: Case, kept: Any, largest: int) -> Iterator[dict[str, Any]]:
     """Slots to pinned memory and back on a side stream: ours in one piece each, the peers' layer by layer."""
     cuda = case.device.type == "cuda"
@@ -164,6 +173,8 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
     for layout in LAYOUTS:
         kept = layout(case.layout, case.pages, case.slots, case.device)
         rows += measure_moves(case, kept, options.counts)
+        if isinstance(kept, SlotMajor):
+            rows.append(measure_nothing(case, kept))
         if layout in (SlotMajor, PerLayer):
             rows += measure_host(case, kept, largest=8)
         del kept

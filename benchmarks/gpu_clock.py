@@ -17,7 +17,8 @@ import torch
 
 Call = Callable[[], Any]
 ROUNDS = 5
-ROUND_US = 8_000  # a round of calls takes about this long, and at least every call once
+ROUND_US = 6_000  # a round of calls takes about this long, and at least every call once
+WARM_UP_US = 15_000  # clocks that fell while results were compared are up again
 
 
 class Ceilings(NamedTuple):
@@ -96,8 +97,8 @@ def replayed_us(device: torch.device, calls: Sequence[Call]) -> float | None:
 
 
 def _median(device: torch.device, cycle: Call, calls: int) -> float:
-    cycle()
-    first = _elapsed_us(device, cycle, 1)
+    first = min(_elapsed_us(device, cycle, 1) for _ in range(2))
+    _elapsed_us(device, cycle, int(WARM_UP_US / first))
     repeats = max(1, int(ROUND_US / first))
     return statistics.median(_elapsed_us(device, cycle, repeats) for _ in range(ROUNDS)) / calls
 
@@ -108,7 +109,7 @@ def _elapsed_us(device: torch.device, call: Call, repeats: int) -> float:
         start = time.perf_counter()
         for _ in range(repeats):
             call()
-        return (time.perf_counter() - start) * 1e6 / repeats
+        return (time.perf_counter() - start) * 1e6 / max(1, repeats)
     torch.cuda.synchronize(device)
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
@@ -116,4 +117,4 @@ def _elapsed_us(device: torch.device, call: Call, repeats: int) -> float:
         call()
     end.record()
     end.synchronize()
-    return float(begin.elapsed_time(end)) * 1e3 / repeats
+    return float(begin.elapsed_time(end)) * 1e3 / max(1, repeats)

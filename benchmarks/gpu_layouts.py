@@ -131,7 +131,7 @@ class LayerMajor(PerLayer):
         tensor[:, targets] = tensor[:, sources]
 
     def zero(self, tensor: torch.Tensor, targets: Any) -> None:
-        tensor[:, targets] = 0
+        tensor.index_fill_(1, targets, 0)
 
 
 class PerLayerPlain(PerLayer):

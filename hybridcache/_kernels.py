@@ -7,7 +7,9 @@ never waits.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -16,15 +18,17 @@ import triton.language as tl
 # How many int64 words one program moves at a time, with how many warps, and how many programs a
 # multiprocessor gets at most: as measured, see benchmarks/README.md. A thread has CHUNK / WARPS / 64 loads of
 # 16 bytes in flight. More programs than that would only be started to find nothing left to do: a captured
-# launch has room for many more rows than most plans move.
+# launch has room for many more rows than most plans move. What is copied is not expected in the L2 again
+# before much else has been there, so it leaves first (evict_first).
 _CHUNK = 2048
-_WARPS = 8
-_PROGRAMS = 16
+_WARPS = 16
+_PROGRAMS = 64
 
 
-@triton.jit(do_not_specialize=["moves", "row_vectors", "stride_vectors"])  # type: ignore[untyped-decorator]
-def _move(rows, moves, row_vectors, stride_vectors, CHUNK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+@triton.jit(do_not_specialize=["moves", "first", "row_vectors", "stride_vectors"])  # type: ignore[untyped-decorator]
+def _move(rows, moves, first, row_vectors, stride_vectors, CHUNK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """Program p takes the chunks p, p + programs, ... of all rows that are moved, in the order of `moves`."""
+    moves += first
     words = row_vectors * 2
     chunks = tl.cdiv(words, CHUNK)
     chunk = tl.program_id(0)
@@ -46,28 +50,31 @@ def _move(rows, moves, row_vectors, stride_vectors, CHUNK: tl.constexpr):  # typ
                 found = tl.load(
                     rows + source * stride_vectors * 2 + at, inside, eviction_policy="evict_first"
                 )
-                tl.store(to, found, inside)
+                tl.store(to, found, inside, eviction_policy="evict_first")
             else:
-                tl.store(to, tl.zeros([CHUNK], tl.int64), inside)
+                tl.store(to, tl.zeros([CHUNK], tl.int64), inside, eviction_policy="evict_first")
 
 
-def move(rows: torch.Tensor, moves: torch.Tensor) -> None:
+def move(rows: torch.Tensor, moves: torch.Tensor, first: int, capacity: int) -> None:
     """Copies and zeroes rows, in one launch.
 
     `rows`: int64 [count, words] on CUDA, contiguous within a row; address, size and stride of a row are
-    multiples of 16 bytes. `moves`: int32 [1 + n, 2], contiguous on the same device, 8-byte aligned:
-    (how many of the n that follow are looked at, 0), then (source, target) each. A negative source zeroes the
-    target, a negative target writes nothing. Ids are not checked here; no target may be named twice or be a
-    source. With n = 0 nothing is launched.
+    multiples of 16 bytes. `moves`: int64 [n], contiguous on the same device. From `moves[first]` on, each is
+    a pair of int32 in memory: (how many of the `capacity` that follow are looked at, 0), then (source,
+    target). A negative source zeroes the target, a negative target writes nothing. Ids are not checked here;
+    no target may be named twice or be a source. With a capacity of 0 nothing is launched.
     """
     words, stride = rows.shape[1], rows.stride(0)
-    programs = (len(moves) - 1) * -(-words // _CHUNK)
+    programs = min(capacity * -(-words // _CHUNK), _PROGRAMS * _multiprocessors(rows.device))
     if not programs:
         return
-    with torch.cuda.device(rows.device):
-        grid = (min(programs, _PROGRAMS * _multiprocessors(rows.device)),)
-        packed = moves.view(torch.int64)  # a pair is one load
-        _move[grid](rows, packed, words // 2, stride // 2, CHUNK=_CHUNK, num_warps=_WARPS)
+    with _current(rows.device):
+        _move[(programs,)](rows, moves, first, words // 2, stride // 2, CHUNK=_CHUNK, num_warps=_WARPS)
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device. To ask which one that is costs a tenth of setting it."""
+    return nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device)
 
 
 @cache

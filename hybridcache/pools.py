@@ -8,6 +8,7 @@ do. On CUDA the bytes are moved by `_kernels` where Triton can be imported, othe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -117,8 +118,7 @@ class Pools:
             return
         sizes = [1 + move.size for move in moves]
         ids = staged(moves, sizes).to(self.device, non_blocking=True)
-        for move, pairs in zip(moves, torch.split(ids, sizes), strict=True):
-            self._kernels.move(move.rows.words, pairs)
+        self._launch([move.rows for move in moves], ids, sizes)
 
     def captured(self, *, max_pages: int, max_slots: int) -> Captured:
         """Room for plans of at most `max_pages` and `max_slots` moves, to be carried out in a CUDA graph."""
@@ -131,6 +131,14 @@ class Pools:
         if self.copies == "eager":
             moves.append(slots)
         return moves
+
+    def _launch(self, rows: Sequence[Rows], ids: torch.Tensor, sizes: Sequence[int]) -> None:
+        """Has the kernels do what `staged` wrote for these rows."""
+        assert self._kernels is not None
+        first = 0
+        for each, size in zip(rows, sizes, strict=True):
+            self._kernels.move(each.words, ids, first, size - 1)
+            first += size
 
     def _page_view(self, part: Part) -> torch.Tensor:
         dtype: torch.dtype = getattr(torch, part.spec.dtype)
@@ -178,7 +186,7 @@ class Captured:
             if pools._kernels is None:
                 raise RuntimeError("captured: torch alone cannot do this on CUDA, expected Triton beside it")
             with torch.inference_mode(mode=False):
-                self._ids = torch.zeros((sum(self._sizes), 2), dtype=torch.int32, device=pools.device)
+                self._ids = torch.zeros(sum(self._sizes), dtype=torch.int64, device=pools.device)
             self.run()  # moves nothing; kernels are compiled and loaded before any capture
 
     def fill(self, plan: Plan) -> None:
@@ -203,13 +211,11 @@ class Captured:
 
         Does what the ids on the device say when it runs; nothing, before the first `fill`.
         """
-        kernels = self._pools._kernels
-        if kernels is None:
+        pools = self._pools
+        if pools._kernels is None:
             by_torch(self._moves)
-            return
-        words = self._pools._pages.words, self._pools._slots.words
-        for rows, pairs in zip(words, torch.split(self._ids, self._sizes), strict=False):
-            kernels.move(rows, pairs)
+        else:
+            pools._launch((pools._pages, pools._slots)[: len(self._sizes)], self._ids, self._sizes)
 
 
 def _kernels(device: torch.device) -> ModuleType | None:

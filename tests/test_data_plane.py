@@ -35,7 +35,8 @@ def test_the_quick_form_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixt
         for layout in ("ours", "per layer", "layer-major"):
             assert {(operation, 1, layout), (operation, 4, layout)} <= found
     assert {("to host", 1, "ours"), ("to device", 8, "per layer")} <= found
-    assert all(row["launched_us"] > 0 and row["replayed_us"] is None and row["fraction"] > 0 for row in rows)
+    assert all(row["launched_us"] > 0 and row["replayed_us"] is None for row in rows)
+    assert all((row["fraction"] > 0) == (row["operation"] != "nothing") for row in rows)
     restore = next(row for row in rows if row["operation"] == "restore" and row["count"] == 4)
     assert restore["bytes"] == 4 * 2 * 6_438_912  # read and written
     assert set(result["ceilings"]) == {"copy", "fill", "to_host", "to_device"} and result["machine"]["torch"]

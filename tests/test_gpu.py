@@ -43,9 +43,14 @@ SLEEP = 200_000_000  # GPU cycles, about a tenth of a second
 # Rows: the kernel alone -------------------------------------------------------------------------------------
 
 
-def pairs(*moves: tuple[int, int], count: int | None = None) -> torch.Tensor:
+def run_kernel(rows: torch.Tensor, *moves: Any, count: int | None = None) -> None:
+    """The pairs stand somewhere in the ids, between others that would do harm."""
+    beside = [(-1, 0), (0, len(rows) - 1), (1, 0)]
     header = (len(moves) if count is None else count, 0)
-    return torch.tensor([header, *moves], dtype=torch.int32, device="cuda")
+    ids = (
+        torch.tensor([*beside, header, *moves, *beside], dtype=torch.int32).view(torch.int64).flatten().cuda()
+    )
+    _kernels.move(rows, ids, len(beside), len(moves))
 
 
 def random_rows(count: int, words: int, stride: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,7 +81,7 @@ def test_rows_of_any_size(words: int, count: int) -> None:
         wanted[zeroes] = 0
         moves = [*copies, *((-1, target) for target in zeroes)]
         random.Random(words).shuffle(moves)
-        _kernels.move(rows, pairs(*moves))
+        run_kernel(rows, *moves)
         assert torch.equal(buffer, expected), (words, stride, count)
 
 
@@ -89,8 +94,7 @@ def test_many_more_rows_than_programs() -> None:
     moves[::3, 0] = -1
     wanted = expected.as_strided(rows.shape, rows.stride(), 2)
     wanted[moves[:, 1]] = torch.where((moves[:, :1] < 0), 0, wanted[moves[:, 0].clamp(min=0)])
-    header = torch.tensor([[count, 0]], device="cuda")
-    _kernels.move(rows, torch.cat((header, moves)).to(torch.int32))
+    run_kernel(rows, *moves.tolist())
     assert torch.equal(buffer, expected)
 
 
@@ -98,11 +102,11 @@ def test_padded_entries_write_nothing_and_what_lies_behind_the_count_is_not_look
     for words in (2, CHUNK, 5 * CHUNK + 2):
         buffer, rows = random_rows(8, words, words + 2, seed=words)
         expected = buffer.clone()
-        _kernels.move(rows, pairs((0, -1), (-1, -1), (3, -1)))  # padded, with and without a source
-        _kernels.move(rows, pairs((0, 1), (-1, 2), count=0))
-        _kernels.move(rows, pairs())
+        run_kernel(rows, (0, -1), (-1, -1), (3, -1))  # padded, with and without a source
+        run_kernel(rows, (0, 1), (-1, 2), count=0)
+        run_kernel(rows)
         assert torch.equal(buffer, expected)
-        _kernels.move(rows, pairs((-1, -1), (0, 1), (5, -1), (-1, 2), (6, 7), (-1, 4), count=4))
+        run_kernel(rows, (-1, -1), (0, 1), (5, -1), (-1, 2), (6, 7), (-1, 4), count=4)
         wanted = expected.as_strided(rows.shape, rows.stride(), 2)
         wanted[1], wanted[2] = wanted[0], 0
         assert torch.equal(buffer, expected)
@@ -119,9 +123,9 @@ def test_addresses_beyond_two_to_the_31_words(words: int) -> None:
     rows = buffer.as_strided((3, words), (stride, 1))
     for row in range(3):
         rows[row] = row + 1
-    _kernels.move(rows, pairs((2, 0)))
+    run_kernel(rows, (2, 0))
     assert rows.cpu()[:, 0].tolist() == [3, 2, 3] and bool((rows[0] == 3).all())
-    _kernels.move(rows, pairs((-1, 2), (0, 1)))
+    run_kernel(rows, (-1, 2), (0, 1))
     assert bool((rows[1] == 3).all()) and not bool(rows[2].any())
     assert 2 * stride >= 2**31
 

@@ -225,6 +225,24 @@ negative_ids: more-than-owned
 sources_unchecked: more-than-owned
 - for ids in (sources, written):
 + for ids in (written,):
+few_ids_negative: more-than-owned
+- return alone and min(every) >= 0 and
++ return alone and
+few_ids_beyond: more-than-owned
+- max(every) < len(self._rank)
++ max(every) <= len(self._rank)
+few_sources_unchecked: more-than-owned
+-         every += read
+few_destinations_twice: wrong-bytes
+- alone = len(written) == len(every) and
++ alone =
+few_sources_are_destinations: wrong-bytes
+- and written.isdisjoint(read)
+many_never_checked: more-than-owned
+- if len(targets) + len(zeroes) > _FEW:
+-             return False
++ if len(targets) + len(zeroes) > _FEW:
++             return True
 destination_twice: wrong-bytes
 - self._rank[written] != order,
 + written != written,

@@ -499,6 +499,26 @@ def test_a_bad_plan_is_refused_before_anything_changes(plan: Plan, match: str, c
     pool.apply(Plan(**good))
 
 
+def test_many_ids_are_checked_like_few() -> None:
+    pool = poisoned(LAYOUT, fixed(LAYOUT, num_pages=600, num_slots=1))
+    right = Plan(copy_pages=[(i, 599 - i) for i in range(200)], zero_pages=range(200, 400))
+    wrong = [
+        (
+            right._replace(zero_pages=[*range(200, 399), 599]),
+            r"pages: \[599\], expected no destination twice",
+        ),
+        (right._replace(zero_pages=range(199, 400)), r"pages: \[199\], expected no source that is also"),
+        (Plan(zero_pages=range(601)), r"pages: \[600\], expected ids in \[0, 600\)"),
+    ]
+    for plan, match in wrong:
+        with pytest.raises(ValueError, match=match):
+            pool.apply(plan)
+    assert bool((pool.arena == 0xFF).all())
+    pool.apply(right)
+    zeroed = [page for page in range(600) if not bool(pool.pages()[page].any())]
+    assert zeroed == list(range(200, 400))
+
+
 def test_ids_must_be_integers() -> None:
     with pytest.raises(TypeError, match=r"plan.zero_pages: dtype float64, expected integers"):
         Pools(LAYOUT, unified(LAYOUT)).apply(Plan(zero_pages=[1.0]))

@@ -1,5 +1,6 @@
 # make demo    sets up what it needs and shows the main job on the CPU
 # make test    sets up what it needs and runs all tests
+# make test-gpu  the tests of the kernels, with the machine's own python3 and its torch, not .venv; skips without a GPU
 # make lint    ruff, mypy --strict, clang-format
 # make stress    a million random actions of the core beside the oracle (ACTIONS=n)
 # make ranks     eight processes that make the same million calls reach the same digest (CALLS=n)
@@ -12,7 +13,7 @@ BIN := .venv/bin
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 FUZZER := $(wildcard tests/fuzz/*.cpp tests/fuzz/*.h)
 
-.PHONY: demo test lint stress ranks mutants sanitize fuzz format clean
+.PHONY: demo test test-gpu lint stress ranks mutants sanitize fuzz format clean
 .DELETE_ON_ERROR:
 
 # torch is pinned to the version whose CPU wheel installs fast; it goes first, so that nothing else asks for another.
@@ -32,6 +33,11 @@ demo: .venv/built
 
 test: .venv/built
 	$(BIN)/python -m pytest
+
+# Warnings of whatever torch the machine has are no errors.
+test-gpu:
+	$(PYTHON) setup.py --quiet build_ext --inplace
+	$(PYTHON) -m pytest -W default tests/test_gpu.py tests/test_pools.py
 
 ACTIONS ?= 1000000
 CALLS ?= 1000000

@@ -1,36 +1,30 @@
 """The bytes of one arena: every layer's KV and state as strided views, and what a Plan copies and zeroes.
 
-Owns one uint8 buffer, on CPU or CUDA, and nothing else. Reads the layout (what lies in a page and in a slot),
-the geometry (where pages and slots lie) and plans. Never decides what to copy, never sees tokens or the tree,
-and never imports the core: anything that has Geometry's and Plan's attributes will do.
+Owns one uint8 buffer, on CPU or CUDA, and the ids of plans on their way to it. Reads the layout (what lies in
+a page and in a slot), the geometry (where pages and slots lie) and plans. Never decides what to copy, never
+sees tokens or the tree, and never imports the core: anything that has Geometry's and Plan's attributes will
+do. On CUDA the bytes are moved by `_kernels` where Triton can be imported, otherwise by torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from hybridcache._moves import Move, Rows, by_torch, staged
 from hybridcache.config import ALIGNMENT, LayerSpec, ModelLayout, Part
 
 if TYPE_CHECKING:
     from hybridcache.values import Geometry, Plan
 
-_Ids = npt.NDArray[np.int64]
-
 # The widest integer. ALIGNMENT divides the size, the stride and the offset of every page and slot, so it does
 # too.
 _WORD = torch.int64
-
-# Rows of at least so many bytes are moved one by one, at the speed of the memory. Smaller ones are gathered
-# and scattered: slower, and through memory of its own, but one operation for all.
-_LARGE_ROW = {"cpu": 64 << 10, "cuda": 4 << 20}
-
-# How much memory of its own: more rows than this holds are moved in several rounds.
-_GATHERED = 64 << 20
 
 
 class Pools:
@@ -73,8 +67,9 @@ class Pools:
             self._state = _by_layer(layout, "recurrent", slot_views)
             self._extra = tuple(slot_views[len(slot_views) - len(layout.extra_state) :])
             words = layout.page_bytes // _WORD.itemsize, layout.slot_bytes // _WORD.itemsize
-            self._pages = _Rows("pages", self._pages_of(_WORD, (words[0],), 0))
-            self._slots = _Rows("slots", self._slots_of(_WORD, (words[1],), 0))
+            self._pages = Rows("pages", self._pages_of(_WORD, (words[0],), 0))
+            self._slots = Rows("slots", self._slots_of(_WORD, (words[1],), 0))
+            self._kernels = _kernels(self.device)
 
     def kv(self, layer_index: int) -> tuple[torch.Tensor, ...]:
         """The KV of attention layer `layer_index` (its number in the model): one view a part, in parts order.
@@ -96,34 +91,54 @@ class Pools:
         """The layout's `extra_state`, in its order: each [num_slots, *shape]. Cost O(1)."""
         return self._extra
 
+    def pages(self) -> torch.Tensor:
+        """Whole pages, all layers of each: uint8 [num_pages, page_bytes], a view. Cost O(1)."""
+        return self._pages.words.view(torch.uint8)
+
+    def slots(self) -> torch.Tensor:
+        """Whole slots, as a host tier moves them: uint8 [num_slots, slot_bytes], a view, contiguous within a
+        slot. Cost O(1)."""
+        return self._slots.words.view(torch.uint8)
+
     def apply(self, plan: Plan) -> None:
         """Copies and zeroes pages as `plan` says, and slots if `copies == "eager"`, on the current stream.
 
         Applying a plan again changes nothing, and the order within it does not matter. ValueError, before any
         byte changes, for an id outside the geometry (a plan of another cache), a destination named twice or
-        also read. Cost: the bytes moved, O(ids) on the host, on CUDA one transfer of ids; a kind that is
-        empty costs nothing.
+        also read. RuntimeError while a CUDA graph is captured: it would repeat this one plan (see
+        `captured`). Cost: the bytes moved, O(ids) on the host, which never waits; on CUDA one transfer of
+        ids, and one launch for pages and one for slots; a kind that is empty costs nothing.
         """
+        moves = [move for move in self._checked(plan) if move.size]
+        if not moves:  # most decode steps
+            return
+        _refuse_capture("apply", self.device)
+        if self._kernels is None:
+            by_torch(moves)
+            return
+        sizes = [1 + move.size for move in moves]
+        ids = staged(moves, sizes).to(self.device, non_blocking=True)
+        self._launch([move.rows for move in moves], ids, sizes)
+
+    def captured(self, *, max_pages: int, max_slots: int) -> Captured:
+        """Room for plans of at most `max_pages` and `max_slots` moves, to be carried out in a CUDA graph."""
+        return Captured(self, max_pages, max_slots)
+
+    def _checked(self, plan: Plan) -> list[Move]:
+        """What to do to the pages, and to the slots if they are copied here; verified."""
         moves = [self._pages.check(plan.copy_pages, plan.zero_pages)]
         slots = self._slots.check(plan.copy_slots, plan.zero_slots)
         if self.copies == "eager":
             moves.append(slots)
-        for move in moves:
-            if move.rows.single:
-                move.one_by_one()
-        gathered = [move for move in moves if not move.rows.single and len(move.targets) + len(move.zeroes)]
-        ids = iter(self._send([ids for move in gathered for ids in move[1:]]))
-        for move in gathered:
-            move.at_once(next(ids), next(ids), next(ids))
+        return moves
 
-    def _send(self, arrays: Sequence[_Ids]) -> Sequence[torch.Tensor]:
-        """The arrays on the device, in one transfer that the host does not wait for."""
-        if not arrays:
-            return ()
-        ids = torch.from_numpy(np.concatenate(arrays))
-        if self.device.type == "cuda":
-            ids = ids.pin_memory().to(self.device, non_blocking=True)
-        return torch.split(ids, [len(array) for array in arrays])
+    def _launch(self, rows: Sequence[Rows], ids: torch.Tensor, sizes: Sequence[int]) -> None:
+        """Has the kernels do what `staged` wrote for these rows."""
+        assert self._kernels is not None
+        first = 0
+        for each, size in zip(rows, sizes, strict=True):
+            self._kernels.move(each.words, ids, first, size - 1)
+            first += size
 
     def _page_view(self, part: Part) -> torch.Tensor:
         dtype: torch.dtype = getattr(torch, part.spec.dtype)
@@ -142,82 +157,85 @@ class Pools:
         return _strided(self.arena, dtype, (at.num_slots, *shape), at.slot_stride, at.slot_offset + offset)
 
 
-class _Rows:
-    """All pages, or all slots, as rows of words: [count, words], a strided view of the arena."""
+class Captured:
+    """The moves of one plan at a time, at fixed addresses: a CUDA graph carries out another plan each replay.
 
-    def __init__(self, name: str, words: torch.Tensor) -> None:
-        self.name, self.words = name, words
-        row_bytes = words.shape[1] * words.element_size()
-        self.single = row_bytes >= _LARGE_ROW[words.device.type]
-        self.per_round = max(1, _GATHERED // row_bytes)
-        # Where in the plan's list of destinations a row stands; stale entries do no harm, so it is never
-        # cleared.
-        self._rank = np.zeros(words.shape[0], dtype=np.int64)
-        nothing = np.empty(0, dtype=np.int64)
-        self._nothing = _Move(self, nothing, nothing, nothing)
+        moves = pools.captured(max_pages=64, max_slots=64)
+        with torch.cuda.graph(graph):
+            moves.run()
+            forward()
+        ...
+        moves.fill(plan)
+        graph.replay()
 
-    def check(self, copies: Any, zeroes: Any) -> _Move:
-        """One plan's ids for these rows, verified. ValueError as `Pools.apply`. Cost O(ids)."""
-        if not len(copies) and not len(zeroes):  # most decode steps
-            return self._nothing
-        pairs = _ids(f"plan.copy_{self.name}", copies, 2)
-        zeroed = _ids(f"plan.zero_{self.name}", zeroes, 1)
-        sources, targets = pairs[:, 0], pairs[:, 1]
-        written = np.concatenate((targets, zeroed))
-        count = len(self._rank)
-        for ids in (sources, written):
-            self._refuse(ids, (ids < 0) | (ids >= count), f"expected ids in [0, {count})")
-        order = np.arange(len(written))
-        self._rank[written] = order
-        self._refuse(written, self._rank[written] != order, "expected no destination twice")
-        if len(sources):
-            rank = np.minimum(self._rank[sources], len(written) - 1)
-            self._refuse(sources, written[rank] == sources, "expected no source that is also a destination")
-        return _Move(self, sources, targets, zeroed)
+    `max_pages` and `max_slots` bound the copies and zeroes of a plan, together; `max_slots` is not used where
+    `copies="indirect"`. On the CPU `run` does what it would do in a graph. ValueError or TypeError for a
+    bound that is no integer of at least 0, RuntimeError on CUDA without Triton. Cost: 8 bytes on the device
+    for each move.
+    """
 
-    def _refuse(self, ids: _Ids, wrong: npt.NDArray[np.bool_], expected: str) -> None:
-        if wrong.any():
-            bad = ids[wrong][:8].tolist()
-            raise ValueError(f"plan.copy_{self.name}, plan.zero_{self.name}: {bad}, {expected}")
+    def __init__(self, pools: Pools, max_pages: int, max_slots: int) -> None:
+        self._pools = pools
+        self._bounds = [_check_bound("max_pages", max_pages)]
+        slots = _check_bound("max_slots", max_slots)
+        if pools.copies == "eager":
+            self._bounds.append(slots)
+        self._moves: list[Move] = []
+        self._sizes = [1 + bound for bound in self._bounds]
+        if pools.device.type == "cuda":
+            if pools._kernels is None:
+                raise RuntimeError("captured: torch alone cannot do this on CUDA, expected Triton beside it")
+            with torch.inference_mode(mode=False):
+                self._ids = torch.zeros(sum(self._sizes), dtype=torch.int64, device=pools.device)
+            self.run()  # moves nothing; kernels are compiled and loaded before any capture
 
+    def fill(self, plan: Plan) -> None:
+        """Has the next replays carry out `plan`, until another one is filled in. Never while capturing.
 
-class _Move(NamedTuple):
-    """What one plan does to the pages, or to the slots: copies sources[i] to targets[i], zeroes zeroes[i]."""
+        One transfer on the current stream, which must be the one of the replays; the host does not wait.
+        Errors as `Pools.apply`, and ValueError for more moves than there is room for; then nothing changes.
+        """
+        moves = self._pools._checked(plan)
+        for move, bound in zip(moves, self._bounds, strict=True):
+            if move.size > bound:
+                name = move.rows.name
+                found = f"plan.copy_{name}, plan.zero_{name}: {move.size} moves"
+                raise ValueError(f"{found}, expected at most the {bound} of max_{name}")
+        _refuse_capture("fill", self._pools.device)
+        self._moves = moves
+        if self._pools._kernels is not None:
+            self._ids.copy_(staged(moves, self._sizes), non_blocking=True)
 
-    rows: _Rows
-    sources: _Ids
-    targets: _Ids
-    zeroes: _Ids
+    def run(self) -> None:
+        """One launch for pages and one for slots, on the current stream; none for a bound of 0.
 
-    def one_by_one(self) -> None:
-        """Row by row: no memory besides the rows themselves."""
-        words = self.rows.words
-        for source, target in zip(self.sources.tolist(), self.targets.tolist(), strict=True):
-            words[target].copy_(words[source])
-        for zeroed in self.zeroes.tolist():
-            words[zeroed].zero_()
-
-    def at_once(self, sources: torch.Tensor, targets: torch.Tensor, zeroes: torch.Tensor) -> None:
-        """All rows in one operation per kind, given the ids on the device."""
-        words = self.rows.words
-        count = self.rows.per_round
-        for first in range(0, len(targets), count):
-            gathered = words.index_select(0, sources[first : first + count])
-            words.index_copy_(0, targets[first : first + count], gathered)
-        if len(zeroes):
-            words.index_fill_(0, zeroes, 0)
+        Does what the ids on the device say when it runs; nothing, before the first `fill`.
+        """
+        pools = self._pools
+        if pools._kernels is None:
+            by_torch(self._moves)
+        else:
+            pools._launch((pools._pages, pools._slots)[: len(self._sizes)], self._ids, self._sizes)
 
 
-def _ids(name: str, values: Any, columns: int) -> _Ids:
-    """`values` as int64, [n, 2] or [n]; an empty one may have any shape."""
-    ids = np.asarray(values)
-    if ids.size == 0:
-        return np.empty((0, 2) if columns == 2 else (0,), dtype=np.int64)
-    if ids.dtype.kind not in "iu":
-        raise TypeError(f"{name}: dtype {ids.dtype}, expected integers")
-    if ids.shape[1:] != ((2,) if columns == 2 else ()):
-        raise ValueError(f"{name}: shape {ids.shape}, expected {'[n, 2]' if columns == 2 else '[n]'}")
-    return ids.astype(np.int64)
+def _kernels(device: torch.device) -> ModuleType | None:
+    """`hybridcache._kernels`, on CUDA and where Triton can be imported."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return None
+    return import_module("hybridcache._kernels")
+
+
+def _refuse_capture(name: str, device: torch.device) -> None:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(f"{name}: called while a CUDA graph is captured, expected Captured.run there")
+
+
+def _check_bound(name: str, bound: Any) -> int:
+    if isinstance(bound, bool) or not isinstance(bound, int):
+        raise TypeError(f"{name}: {bound!r}, expected an int")
+    if bound < 0:
+        raise ValueError(f"{name}: {bound}, expected at least 0")
+    return bound
 
 
 def _check_geometry(layout: ModelLayout, geometry: Geometry) -> int:

@@ -181,6 +181,29 @@ no_page_copies: I11 wrong-bytes
 no_page_zeroes: not-zeroed
 - self._pages.check(plan.copy_pages, plan.zero_pages)
 + self._pages.check(plan.copy_pages, plan.zero_pages[:0])
+slots_checked_too_late: I6
+-         slots = self._slots.check(plan.copy_slots, plan.zero_slots)
++         for move in moves:
++             move.one_by_one()
++         slots = self._slots.check(plan.copy_slots, plan.zero_slots)
+captured_room_ignored: more-than-owned
+- if move.size > bound:
++ if False:
+captured_plan_lost: wrong-bytes
+-         self._moves = moves
++         self._moves = self._moves
+buffer_too_small: more-than-owned
+- if buffer.numel() < total_bytes:
++ if False:
+buffer_not_aligned: wrong-bytes
+- if buffer.data_ptr() % ALIGNMENT or buffer.storage_offset() % ALIGNMENT:
++ if False:
+arena_too_short: more-than-owned
+- if geometry.total_bytes < extent:
++ if False:
+"""
+
+MOVES = r"""
 row_not_zeroed: not-zeroed
 -             words[zeroed].zero_()
 +             pass
@@ -202,26 +225,30 @@ negative_ids: more-than-owned
 sources_unchecked: more-than-owned
 - for ids in (sources, written):
 + for ids in (written,):
+few_ids_negative: more-than-owned
+- return alone and min(every) >= 0 and
++ return alone and
+few_ids_beyond: more-than-owned
+- max(every) < len(self._rank)
++ max(every) <= len(self._rank)
+few_sources_unchecked: more-than-owned
+-         every += read
+few_destinations_twice: wrong-bytes
+- alone = len(written) == len(every) and
++ alone =
+few_sources_are_destinations: wrong-bytes
+- and written.isdisjoint(read)
+many_never_checked: more-than-owned
+- if len(targets) + len(zeroes) > _FEW:
+-             return False
++ if len(targets) + len(zeroes) > _FEW:
++             return True
 destination_twice: wrong-bytes
 - self._rank[written] != order,
 + written != written,
 source_is_destination: wrong-bytes
 - written[rank] == sources,
 + sources != sources,
-slots_checked_too_late: I6
--         slots = self._slots.check(plan.copy_slots, plan.zero_slots)
-+         for move in moves:
-+             move.one_by_one()
-+         slots = self._slots.check(plan.copy_slots, plan.zero_slots)
-buffer_too_small: more-than-owned
-- if buffer.numel() < total_bytes:
-+ if False:
-buffer_not_aligned: wrong-bytes
-- if buffer.data_ptr() % ALIGNMENT or buffer.storage_offset() % ALIGNMENT:
-+ if False:
-arena_too_short: more-than-owned
-- if geometry.total_bytes < extent:
-+ if False:
 """
 
 FILES = {
@@ -231,4 +258,5 @@ FILES = {
     "csrc/bind.cpp": BIND,
     "csrc/tokens.h": TOKENS,
     "hybridcache/pools.py": POOLS,
+    "hybridcache/_moves.py": MOVES,
 }

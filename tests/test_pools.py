@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridcache import HybridCache, pools
+from hybridcache import HybridCache, _moves, pools
 from hybridcache.config import LayerSpec, ModelLayout, Part, TensorSpec
 from hybridcache.pools import Pools
 
@@ -99,6 +99,10 @@ def places(layout: ModelLayout, geometry: Geometry) -> list[tuple[Part, int, int
         for part in layout.slot_parts
     ]
     return found
+
+
+def no_kernels(device: torch.device) -> None:
+    """In the place of `pools._kernels`: the plain path, also on CUDA."""
 
 
 def view_of(pool: Pools, part: Part) -> torch.Tensor:
@@ -406,8 +410,9 @@ def test_a_plan_changes_exactly_the_bytes_that_it_names(
     geometry, plan = case
     before = np.random.default_rng(seed).integers(0, 256, geometry.total_bytes, dtype=np.uint8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pools, "_LARGE_ROW", {device: large_row})
-        patch.setattr(pools, "_GATHERED", gathered)
+        patch.setattr(_moves, "_LARGE_ROW", {device: large_row})
+        patch.setattr(_moves, "_GATHERED", gathered)
+        patch.setattr(pools, "_kernels", no_kernels)
         pool = Pools(
             LAYOUT, geometry, device=device, copies=copies, buffer=torch.from_numpy(before.copy()).to(device)
         )
@@ -494,6 +499,26 @@ def test_a_bad_plan_is_refused_before_anything_changes(plan: Plan, match: str, c
     pool.apply(Plan(**good))
 
 
+def test_many_ids_are_checked_like_few() -> None:
+    pool = poisoned(LAYOUT, fixed(LAYOUT, num_pages=600, num_slots=1))
+    right = Plan(copy_pages=[(i, 599 - i) for i in range(200)], zero_pages=range(200, 400))
+    wrong = [
+        (
+            right._replace(zero_pages=[*range(200, 399), 599]),
+            r"pages: \[599\], expected no destination twice",
+        ),
+        (right._replace(zero_pages=range(199, 400)), r"pages: \[199\], expected no source that is also"),
+        (Plan(zero_pages=range(601)), r"pages: \[600\], expected ids in \[0, 600\)"),
+    ]
+    for plan, match in wrong:
+        with pytest.raises(ValueError, match=match):
+            pool.apply(plan)
+    assert bool((pool.arena == 0xFF).all())
+    pool.apply(right)
+    zeroed = [page for page in range(600) if not bool(pool.pages()[page].any())]
+    assert zeroed == list(range(200, 400))
+
+
 def test_ids_must_be_integers() -> None:
     with pytest.raises(TypeError, match=r"plan.zero_pages: dtype float64, expected integers"):
         Pools(LAYOUT, unified(LAYOUT)).apply(Plan(zero_pages=[1.0]))
@@ -507,6 +532,88 @@ def test_checks_of_one_plan_leave_nothing_behind_for_the_next() -> None:
     pool.apply(Plan(copy_pages=[[4, 0], [5, 1], [4, 2]]))
     pool.apply(Plan(copy_pages=[[0, 4]]))
     assert not bool(pool.kv(1)[0].float().any())
+
+
+@pytest.mark.parametrize("make", GEOMETRIES)
+def test_whole_pages_and_slots_are_their_bytes(make: Any) -> None:
+    geometry = make(LAYOUT)
+    pool = Pools(LAYOUT, geometry, buffer=torch.arange(geometry.total_bytes).to(torch.uint8))
+    assert pool.pages().shape == (geometry.num_pages, LAYOUT.page_bytes)
+    assert pool.slots().shape == (geometry.num_slots, LAYOUT.slot_bytes)
+    for page in range(geometry.num_pages):
+        first = page * geometry.page_bytes
+        assert torch.equal(pool.pages()[page], pool.arena[first : first + geometry.page_bytes])
+    for slot in range(geometry.num_slots):
+        first = geometry.slot_offset + slot * geometry.slot_stride
+        assert torch.equal(pool.slots()[slot], pool.arena[first : first + geometry.slot_bytes])
+    pool.slots()[1] = 9
+    assert bool((pool.arena[geometry.slot_offset + geometry.slot_stride] == 9).all())
+
+
+# Captured: fixed room for any plan; on the CPU it does what it would do in a graph --------------------------
+
+
+@pytest.mark.parametrize("copies", ["eager", "indirect"])
+@settings(max_examples=60, deadline=None)
+@given(case=geometries_and_plans(), seed=st.integers(0, 2**32 - 1))
+def test_captured_moves_are_those_of_the_last_plan(
+    case: tuple[Geometry, Plan], seed: int, copies: Any
+) -> None:
+    geometry, plan = case
+    before = np.random.default_rng(seed).integers(0, 256, geometry.total_bytes, dtype=np.uint8)
+    pool = Pools(LAYOUT, geometry, copies=copies, buffer=torch.from_numpy(before.copy()))
+    moves = pool.captured(
+        max_pages=len(plan.copy_pages) + len(plan.zero_pages),
+        max_slots=len(plan.copy_slots) + len(plan.zero_slots) if copies == "eager" else 0,
+    )
+    moves.run()
+    assert pool.arena.numpy().tobytes() == before.tobytes()[: pool.arena.numel()]
+    moves.fill(plan)
+    assert pool.arena.numpy().tobytes() == before.tobytes()[: pool.arena.numel()]
+    for _ in range(2):
+        moves.run()
+        after = expected_bytes(before.tobytes(), geometry, plan, copies)
+        assert pool.arena.numpy().tobytes() == after[: pool.arena.numel()]
+    moves.fill(Plan())
+    pool.arena.fill_(3)
+    moves.run()
+    assert bool((pool.arena == 3).all())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_plan_that_captured_moves_cannot_take_changes_nothing(device: str) -> None:
+    pool = poisoned(LAYOUT, fixed(LAYOUT), device)
+    moves = pool.captured(max_pages=2, max_slots=1)
+    moves.fill(Plan(zero_pages=[1, 2], zero_slots=[3]))
+    bad = [
+        (
+            Plan(zero_slots=[0], zero_pages=[0, 1], copy_pages=[[2, 3]]),
+            r"pages: 3 moves, expected at most the 2",
+        ),
+        (Plan(copy_slots=[[0, 1], [0, 2]]), r"plan.zero_slots: 2 moves, expected at most the 1 of max_slots"),
+        (Plan(zero_pages=[4], zero_slots=[5]), r"slots: \[5\], expected ids in \[0, 5\)"),
+    ]
+    for plan, match in bad:
+        with pytest.raises(ValueError, match=match):
+            moves.fill(plan)
+    moves.run()
+    found = pool.pages().cpu()
+    assert [bool(page.any()) for page in found] == [True, False, False, True, True, True]
+    assert [bool(slot.any()) for slot in pool.slots().cpu()] == [True, True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "error", "match"),
+    [
+        ({"max_pages": -1, "max_slots": 0}, ValueError, "max_pages: -1, expected at least 0"),
+        ({"max_pages": 0, "max_slots": 1.0}, TypeError, "max_slots: 1.0, expected an int"),
+        ({"max_pages": True, "max_slots": 0}, TypeError, "max_pages: True, expected an int"),
+    ],
+)
+def test_bad_bounds_of_captured_moves_are_refused(bounds: Any, error: Any, match: str) -> None:
+    for copies in ("eager", "indirect"):
+        with pytest.raises(error, match=match):
+            Pools(LAYOUT, unified(LAYOUT), copies=copies).captured(**bounds)
 
 
 # With the cache ---------------------------------------------------------------------------------------------
@@ -554,7 +661,8 @@ def test_pools_imports_no_more_than_it_may() -> None:
     tree = ast.parse(pathlib.Path(pools.__file__).read_text(encoding="utf-8"))
     names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)]
-    assert {name for name in names if name.startswith("hybridcache")} == {"hybridcache.config"}
+    known = {name for name in names if name.startswith("hybridcache")}
+    assert known == {"hybridcache.config", "hybridcache._moves"}
 
 
 # On a GPU ---------------------------------------------------------------------------------------------------
@@ -563,7 +671,8 @@ def test_pools_imports_no_more_than_it_may() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("large_row", [1, 1 << 40], ids=["row by row", "gathered"])
 def test_addresses_beyond_four_gibibytes_on_a_gpu(large_row: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools, "_LARGE_ROW", {"cuda": large_row})
+    monkeypatch.setattr(_moves, "_LARGE_ROW", {"cuda": large_row})
+    monkeypatch.setattr(pools, "_kernels", no_kernels)
     layout = ModelLayout.preset("qwen3.5-35b", tp_size=8)
     geometry = unified(layout, 9 * 2**30 // unified(layout, 1).slot_stride)
     pool = Pools(layout, geometry, device="cuda")
@@ -590,7 +699,10 @@ def test_addresses_beyond_four_gibibytes_on_a_gpu(large_row: int, monkeypatch: p
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_plan_costs_one_transfer_and_one_operation_per_kind() -> None:
+def test_without_kernels_a_plan_costs_one_transfer_and_one_operation_per_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pools, "_kernels", no_kernels)
     pool = poisoned(LAYOUT, fixed(LAYOUT), "cuda")
     plan = Plan(ids([(0, 1), (0, 2)], 2), ids([3, 4]), ids([(0, 1), (0, 2)], 2), ids([3, 4]))
     pool.apply(plan)

@@ -157,11 +157,11 @@ class Core {
   }
 
   std::optional<LeaseId> reserve(py::handle tokens, const py::bytes& salt, const std::vector<Position>& breakpoints,
-                                 const Contents& contents, Position max_new_tokens, std::int64_t now) {
+                                 const Contents& contents, Position max_new_tokens, std::int64_t now, int priority) {
     Door door(lock_);
     const Tokens view(tokens, "tokens");
     const auto prompt = make_prompt(view, salt, contents);
-    const ReserveOptions options{breakpoints, max_new_tokens, now};
+    const ReserveOptions options{breakpoints, max_new_tokens, now, priority};
     return door.change([&] { return released(view, [&] { return cache_.reserve(prompt, options); }); });
   }
 
@@ -310,6 +310,7 @@ PYBIND11_MODULE(_core, module) {
       .def_readwrite("draft_tokens", &Options::draft_tokens)
       .def_readwrite("inner_checkpoints", &Options::inner_checkpoints)
       .def_readwrite("marconi_alpha", &Options::marconi_alpha)
+      .def_readwrite("without", &Options::without)
       .def_property(
           "policy", [](const Options& options) { return static_cast<int>(options.policy); },
           [](Options& options, int policy) { options.policy = static_cast<Policy>(policy); });
@@ -318,7 +319,7 @@ PYBIND11_MODULE(_core, module) {
       .def(py::init<const Options&>(), py::arg("options"))
       .def("match", &Core::match, py::arg("tokens"), py::arg("salt"), py::arg("content_keys"))
       .def("reserve", &Core::reserve, py::arg("tokens"), py::arg("salt"), py::arg("breakpoints"),
-           py::arg("content_keys"), py::arg("max_new_tokens"), py::arg("now"))
+           py::arg("content_keys"), py::arg("max_new_tokens"), py::arg("now"), py::arg("priority"))
       .def("launch_one", &Core::launch_one, py::arg("lease"), py::arg("count"), py::arg("rows"))
       .def("launch", &Core::launch, py::arg("leases"), py::arg("counts"), py::arg("rows"))
       .def("plan", &Core::plan)

@@ -25,7 +25,7 @@ std::int64_t remembered_tokens(const Options& options, const Arena& arena) {
 Cache::Cache(const Options& options)
     : options_(options),
       arena_(options_, digest_),
-      history_(remembered_tokens(options_, arena_), contents_),
+      history_(options_, remembered_tokens(options_, arena_), contents_),
       tree_(options_.paging, arena_, contents_, digest_),
       eviction_(options_, tree_, history_),
       admission_(arena_, eviction_, [this](const auto& visit, const Node* held) { each_pinned_page(visit, held); }),
@@ -130,7 +130,8 @@ std::optional<LeaseId> Cache::reserve(const Prompt& prompt, const ReserveOptions
   if (keeps_history()) {
     if (options.now >= 0) history_.tell(options.now);
     Record* start = (*node)->checkpoint ? (*node)->checkpoint->record : nullptr;
-    lease->trail = history_.arrived(prompt.salt, start, std::span(lease->tokens).first(length - lease->course.start));
+    lease->trail = history_.arrived(prompt.salt, start, std::span(lease->tokens).first(length - lease->course.start),
+                                    options.priority);
     lease->course.left = lease->trail.left;
     const Record* exit = lease->trail.last;
     if (exit->node == nullptr && exit->uses > 1) lease->course.again = exit->depth;  // this is one of the uses

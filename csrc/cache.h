@@ -41,6 +41,7 @@ struct ReserveOptions {
   std::vector<Position> breakpoints;
   Position max_new_tokens = 0;
   std::int64_t now = -1;  // the caller's time, -1: not told
+  int priority = 0;       // each one more doubles what the boundaries of this request are worth
 };
 
 struct Counters {

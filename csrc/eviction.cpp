@@ -43,7 +43,7 @@ Worth Eviction::worth(Node& node) const {
       return checkpoint.base + density(node, checkpoint.uses + 1);
     case Policy::learned:
       if (checkpoint.record == nullptr) return 1;
-      return 1 + density(node, checkpoint.record->index + checkpoint.record->flow);
+      return 1 + density(node, checkpoint.record->index + (options_.has(Part::flow) ? checkpoint.record->flow : 0));
   }
   return 1;
 }

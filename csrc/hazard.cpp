@@ -30,11 +30,12 @@ std::int64_t Hazards::first_age(int bucket) {
 }
 
 std::array<Hazards::Table*, 4> Hazards::levels(const Class& which) {
+  const int stage_of = options_.has(Part::stages) ? which.stage : 0, gap_of = options_.has(Part::gaps) ? which.gap : 0;
   const int kind = 1 + static_cast<int>(which.kind) * (1 + kStages * (1 + kGaps));
-  const int stage = kind + 1 + which.stage * (1 + kGaps);
+  const int stage = kind + 1 + stage_of * (1 + kGaps);
   std::array<Table*, 4> found{};
   int level = 0;
-  for (const int at : {0, kind, stage, stage + 1 + which.gap}) {
+  for (const int at : {0, kind, stage, stage + 1 + gap_of}) {
     if (!tables_[at]) tables_[at] = std::make_unique<Table>();
     found[level++] = tables_[at].get();
   }
@@ -104,7 +105,7 @@ Rate Hazards::index(const Class& which, int bucket, std::int64_t age, std::int64
   return leaf.index[at] = best_rate(leaf.hazard, bucket, behind);
 }
 
-Rate Hazards::best_rate(const std::array<std::uint64_t, kBuckets>& hazard, int bucket, int behind) {
+Rate Hazards::best_rate(const std::array<std::uint64_t, kBuckets>& hazard, int bucket, int behind) const {
   auto ends = hazard[bucket] - hazard[bucket] / 4 * behind;  // uses are spread evenly over a bucket
   std::uint64_t alive = kOne - hazard[bucket] / 4 * behind, used = 0, held = 0;
   unsigned __int128 best_used = 0, best_held = 1;  // compared without a division
@@ -117,7 +118,7 @@ Rate Hazards::best_rate(const std::array<std::uint64_t, kBuckets>& hazard, int b
       best_used = used;
       best_held = held;
     }
-    if (++b == kBuckets || alive < kOne / 1024) break;
+    if (++b == kBuckets || alive < kOne / 1024 || !options_.has(Part::horizon)) break;
     ends = (alive * (hazard[b] >> 8)) >> 24;
   }
   return static_cast<Rate>((best_used << kIndexBits) / best_held);

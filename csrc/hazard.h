@@ -27,6 +27,8 @@ constexpr int kIndexBits = 28;
 
 class Hazards {
  public:
+  explicit Hazards(const Options& options) : options_(options) {}
+
   static constexpr int kLinear = 8;                        // buckets of one request
   static constexpr int kOctaves = 12;                      // then four an octave
   static constexpr int kBuckets = kLinear + 4 * kOctaves;  // the last one has no end
@@ -79,8 +81,9 @@ class Hazards {
   std::array<Table*, 4> levels(const Class& which);
   void refresh(const std::array<Table*, 4>& levels, Kind kind);
   static int quarters(int bucket, std::int64_t age);
-  static Rate best_rate(const std::array<std::uint64_t, kBuckets>& hazard, int bucket, int behind);
+  Rate best_rate(const std::array<std::uint64_t, kBuckets>& hazard, int bucket, int behind) const;
 
+  const Options& options_;
   std::vector<std::unique_ptr<Table>> tables_ =
       std::vector<std::unique_ptr<Table>>(1 + kKinds * (1 + kStages * (1 + kGaps)));
 };

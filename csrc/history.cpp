@@ -17,6 +17,8 @@ namespace {
 Hazards::Class classify(const Record& record) {
   return Hazards::classify(record.kind, record.uses, record.passed, record.turns, record.gap);
 }
+
+Rate scaled(Rate index, int priority) { return priority < 0 ? index >> -priority : index << priority; }
 }  // namespace
 
 Record* History::root(const std::string& salt) {
@@ -30,19 +32,20 @@ Record* History::root(const std::string& salt) {
 
 // ---------------------------------------------------------------- requests
 
-Trail History::arrived(const std::string& salt, Record* start, std::span<const Token> rest) {
+Trail History::arrived(const std::string& salt, Record* start, std::span<const Token> rest, int priority) {
   ++now_;
   pass_time();
   Record* exit = start == nullptr ? root(salt) : start;
   Trail trail;
   trail.start = exit->depth;
+  trail.priority = priority;
   auto below = rest.first(rest.empty() ? 0 : rest.size() - 1);  // a hit leaves one token
   while (!below.empty()) {
     Record* next = child_at(exit->children, below.front());
     const auto common = next == nullptr ? 0 : common_prefix(next->edge, below);
     if (next == nullptr || common < next->edge.size()) {
       const bool branches = common > 0 ? common < below.size() : !exit->children.empty() && !exit->root();
-      if (branches) trail.left = exit->depth + static_cast<Position>(common);
+      if (branches && options_.has(Part::forks)) trail.left = exit->depth + static_cast<Position>(common);
       break;
     }
     exit = next;
@@ -50,6 +53,7 @@ Trail History::arrived(const std::string& salt, Record* start, std::span<const T
   }
   trail.last = exit;
   ++exit->pins;
+  while (!options_.has(Part::ghosts) && !exit->root() && exit->node == nullptr) exit = exit->parent;
   if (exit->root()) return trail;
   for (Record* above = exit->parent; !above->root() && !above->passed; above = above->parent) passed(above);
   trail.gap = kGapUnit * (now_ - exit->opened);
@@ -59,6 +63,7 @@ Trail History::arrived(const std::string& salt, Record* start, std::span<const T
   const auto seen = std::min(exit->uses, kGapMemory);
   exit->gap = (exit->gap * seen + trail.gap) / (seen + 1);
   ++exit->uses;
+  exit->priority = priority;
   open_spell(exit);
   return trail;
 }
@@ -99,6 +104,7 @@ Record* History::make(Record* parent, std::span<const Token> edge, Kind kind, co
   record->passed = passed;
   record->turns = trail.turns;
   record->gap = trail.gap;
+  record->priority = trail.priority;
   tokens_ += static_cast<std::int64_t>(edge.size());
   contents_.acquire(edge);
   add_child(parent, record);
@@ -191,15 +197,19 @@ void History::pass_time() {
   }
 }
 
-void History::look_up(Record* record) {
-  switch (record->hint) {
+void History::look_up(Record* record) { set_index(record, scaled(index_of(*record), record->priority)); }
+
+Rate History::index_of(const Record& record) {
+  switch (record.hint) {
     case Hint::silent:
-      return set_index(record, 0);
+      return 0;
     case Hint::returns:
-      return set_index(record, (Rate{1} << kIndexBits) / static_cast<Rate>(requests_until(record->returns)));
+      return (Rate{1} << kIndexBits) / static_cast<Rate>(requests_until(record.returns));
     case Hint::none:
-      return set_index(record, hazards_.index(record->which, record->bucket, now_ - record->opened, now_));
+      break;
   }
+  if (record.node == nullptr && !options_.has(Part::ghosts)) return 0;
+  return hazards_.index(record.which, record.bucket, now_ - record.opened, now_);
 }
 
 // ---------------------------------------------------------------- what the caller knows
@@ -276,6 +286,7 @@ void History::flows_up(Record* from, Rate change) {
 
 void History::resident(Record* record, Node* node) {
   record->node = node;
+  if (!options_.has(Part::ghosts)) return open_spell(record);  // nothing is known of the time between
   schedule(record);
 }
 

@@ -46,6 +46,7 @@ struct Record {
   std::int64_t uses = 0;
   std::int64_t turns = 0;  // of its conversation, as it was made
   std::int64_t gap = 0;    // mean of its last spells; before its first use, the one that its conversation has seen
+  int priority = 0;        // of the request that made it, or came back to it last
   bool passed = false;     // a request has gone beyond it
   Hint hint = Hint::none;
   std::int64_t returns = 0;  // hint: when, in the caller's time
@@ -75,19 +76,21 @@ struct Trail {
   Position left = 0;       // where it leaves all that is remembered, if others went on from there; else 0
   std::int64_t turns = 0;
   std::int64_t gap = 0;
+  int priority = 0;
 };
 
 class History {
  public:
   // Remembers about `most_tokens` tokens of paths.
-  History(std::int64_t most_tokens, ContentTable& contents) : most_tokens_(most_tokens), contents_(contents) {}
+  History(const Options& options, std::int64_t most_tokens, ContentTable& contents)
+      : options_(options), most_tokens_(most_tokens), contents_(contents), hazards_(options) {}
   ~History();
   History(const History&) = delete;
   void watch(HistoryWatcher* watcher) { watcher_ = watcher; }
 
   // A request has come, whose prompt resumes at `start` (null: from nothing) and goes on with `rest`. Ends the spell of
   // the deepest record that it matches below its end, and begins its trail there. One memcmp pass over what is known.
-  Trail arrived(const std::string& salt, Record* start, std::span<const Token> rest);
+  Trail arrived(const std::string& salt, Record* start, std::span<const Token> rest, int priority);
   // The record at `depth` of the path whose tokens from trail.start on are `path`; made if there is none.
   // REQUIRES: depth > trail.start.
   Record* at(Trail& trail, std::span<const Token> path, Position depth, Kind kind);
@@ -121,6 +124,7 @@ class History {
   void pass_time();
   void schedule(Record* record);
   void look_up(Record* record);
+  Rate index_of(const Record& record);
   std::vector<Record*> made(const Trail& trail) const;
   void hint(Record* record, Hint hint);
   std::int64_t requests_until(std::int64_t time) const;
@@ -134,6 +138,7 @@ class History {
 
   static constexpr std::int64_t kGapUnit = Hazards::kGapUnit, kGapMemory = 7;
   static constexpr int kForgets = 64;  // records looked at for a new one
+  const Options& options_;
   const std::int64_t most_tokens_;
   ContentTable& contents_;
   HistoryWatcher* watcher_ = nullptr;

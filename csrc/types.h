@@ -67,6 +67,8 @@ struct Paging {
 
 enum class Policy : std::uint8_t { learned, supersede, lru, gdsf, marconi };
 enum class Keep : std::uint8_t { all, prompt, nothing };
+// Parts of the learned policy that can be switched off, to see what each is worth.
+enum class Part : std::uint8_t { ghosts, flow, stages, gaps, horizon, forks };
 
 struct Options {
   Paging paging;
@@ -83,7 +85,10 @@ struct Options {
   std::int64_t draft_tokens = 0;         // most drafts in a step
   bool inner_checkpoints = false;
   Policy policy = Policy::learned;
+  std::uint32_t without = 0;       // learned: a bit for each Part that is switched off
   std::int64_t marconi_alpha = 0;  // weight of efficiency beside recency, in units of 2**-16
+
+  bool has(Part part) const { return (without >> static_cast<int>(part) & 1) == 0; }
 };
 
 struct Match {

@@ -7,11 +7,11 @@ the core, where they are read.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hybridcache import _core
-from hybridcache.values import Geometry
+from hybridcache.values import Geometry, Layout
 
 ContentKeys = Iterable[tuple[int, bytes]]
 
@@ -66,6 +66,29 @@ def check_content_keys(keys: ContentKeys) -> list[tuple[int, bytes]]:
             raise TypeError(f"content_keys: {key!r}, expected (position, bytes)")
         checked.append((check_integer("content_keys", key[0], low=0), key[1]))
     return checked
+
+
+def set_layout(options: _core.Options, layout: Layout) -> None:
+    for name in ("page_size", "page_bytes", "slot_bytes"):
+        if not hasattr(layout, name):
+            raise TypeError(f"layout: {layout!r} has no {name}, expected a ModelLayout or the like")
+    options.page_size = check_integer("layout.page_size", layout.page_size, low=1, high=2**20)
+    options.page_bytes = check_integer("layout.page_bytes", layout.page_bytes, low=1)
+    options.slot_bytes = check_integer("layout.slot_bytes", layout.slot_bytes, low=1)
+    options.lookahead = check_integer("layout.lookahead", getattr(layout, "lookahead", 0), low=0, high=1)
+
+
+PARTS = ("ghosts", "flow", "stages", "gaps", "horizon", "forks")
+
+
+def parts_off(without: Sequence[str]) -> int:
+    """A bit for each part of the default policy, in the order of PARTS."""
+    bits = 0
+    for part in check_each("without", without):
+        if part not in PARTS:
+            raise ValueError(f"without: {part!r}, expected some of {PARTS}")
+        bits |= 1 << PARTS.index(part)
+    return bits
 
 
 def size_arena(

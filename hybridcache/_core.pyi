@@ -30,6 +30,7 @@ class Options:
     inner_checkpoints: bool
     policy: int
     marconi_alpha: int
+    without: int
     def __init__(self) -> None: ...
 
 class Core:
@@ -43,6 +44,7 @@ class Core:
         content_keys: Sequence[tuple[int, bytes]],
         max_new_tokens: int,
         now: int,
+        priority: int,
     ) -> int | None: ...
     def launch_one(self, lease: int, count: int, rows: int) -> StepTuple | None: ...
     def launch(

@@ -31,6 +31,8 @@ from hybridcache._arguments import (
     check_rows,
     check_salt,
     check_time,
+    parts_off,
+    set_layout,
     size_arena,
 )
 from hybridcache.errors import InvariantError, StateError
@@ -245,6 +247,8 @@ class HybridCache:
         or what researchers compare with: "supersede" (superseded states first, then the least recently used),
         "lru", "gdsf" (uses x tokens saved / bytes, aged), "marconi" (recency + marconi_alpha x tokens saved /
         bytes, both scaled to what is resident; it admits branch-offs and last decoded tokens only).
+    without: parts of "default" to switch off, for researchers who want to see what each is worth: "ghosts",
+        "flow", "stages", "gaps", "horizon", "forks" (docs/policy.md, section 7).
     pass_cost: tokens that one more forward pass is worth; cuts that save less are not made.
     interior_spacing: tokens below which no sparse checkpoint is made inside a prompt.
     Errors: ValueError or TypeError that names the argument.
@@ -269,20 +273,14 @@ class HybridCache:
         max_cached_bytes: int | None = None,
         policy: Policy = "default",
         marconi_alpha: float = 1.0,
+        without: Sequence[str] = (),
         pass_cost: int = 512,
         interior_spacing: int = 1024,
     ) -> None:
         if policy not in _POLICIES:
             raise ValueError(f"policy: {policy!r}, expected one of {_POLICIES}")
         options = _core.Options()
-        for name in ("page_size", "page_bytes", "slot_bytes"):
-            if not hasattr(layout, name):
-                raise TypeError(f"layout: {layout!r} has no {name}, expected a ModelLayout or the like")
-        options.page_size = check_integer("layout.page_size", layout.page_size, low=1, high=2**20)
-        options.page_bytes = check_integer("layout.page_bytes", layout.page_bytes, low=1)
-        options.slot_bytes = check_integer("layout.slot_bytes", layout.slot_bytes, low=1)
-        lookahead = getattr(layout, "lookahead", 0)
-        options.lookahead = check_integer("layout.lookahead", lookahead, low=0, high=1)
+        set_layout(options, layout)
         options.run_ahead = check_integer("run_ahead", run_ahead, low=0, high=1)
         options.draft_tokens = check_integer("draft_tokens", draft_tokens, low=0, high=7)
         options.inner_checkpoints = check_flag("inner_checkpoints", inner_checkpoints)
@@ -291,6 +289,7 @@ class HybridCache:
         options.interior_spacing = check_integer("interior_spacing", interior_spacing, low=1)
         options.policy = _POLICIES.index(policy)
         options.marconi_alpha = round(marconi_alpha * 2**16)
+        options.without = parts_off(without)
         if max_cached_bytes is not None:
             options.max_cached_bytes = check_integer("max_cached_bytes", max_cached_bytes, low=0)
         size_arena(options, memory_bytes, num_pages, num_slots)
@@ -316,14 +315,16 @@ class HybridCache:
         content_keys: ContentKeys = (),
         max_new_tokens: int = 0,
         now: int | None = None,
+        priority: int = 0,
     ) -> Lease | None:
         """Takes a live slot and all pages that the prompt (and max_new_tokens more) needs; None: no room now,
         and nothing changed.
 
         breakpoints: positions in [1, L + max_new_tokens] at which the caller wants checkpoints, such as the
         ends of chat messages (see also `Lease.want`). Other arguments as for `match`. ValueError if not even
-        the empty arena could hold it. now: the caller's clock (see `Lease.close`). One memcmp pass, then
-        O(new tokens + pages + log n).
+        the empty arena could hold it. now: the caller's clock (see `Lease.close`). priority: in [-8, 8]; each
+        step doubles what the default policy thinks the boundaries of this request are worth. One memcmp
+        pass, then O(new tokens + pages + log n).
         """
         lease = self._core.reserve(
             tokens,
@@ -335,6 +336,7 @@ class HybridCache:
             check_content_keys(content_keys),
             check_integer("max_new_tokens", max_new_tokens, low=0, high=2**40),
             check_time("now", now),
+            check_integer("priority", priority, low=-8, high=8),
         )
         return None if lease is None else Lease(self, lease)
 

@@ -95,7 +95,12 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="smallest cache that could take every hit (computed)",
     )
     add("--optimum", action="store_true", help="and what an all-knowing policy could hit: seconds a budget")
-    add("--policy", default="default", metavar="LIST", help="policies of HybridCache, or all (default)")
+    add(
+        "--policy",
+        default="default",
+        metavar="LIST",
+        help="policies of HybridCache, or all; default-flow: the default without a part (default)",
+    )
     add("--in-flight", default="free", help="free: running requests are not charged to the budget; charged")
     add("--inner-checkpoints", action=argparse.BooleanOptionalAction, default=True, help="else passes (yes)")
     add("--hints", default="", metavar="LIST", help="keep,expected_return,breakpoints: with and without them")

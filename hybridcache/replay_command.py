@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from hybridcache import cache, replay_report
+from hybridcache._arguments import parts_off
 from hybridcache._command import (
     GB,
     UNITS,
@@ -142,8 +143,10 @@ def read_cells(args: argparse.Namespace) -> list[Cell]:
 
 
 def check_policy(policy: str) -> None:
-    if policy not in cache._POLICIES:
+    name, *without = policy.split("-")
+    if name not in cache._POLICIES:
         raise ValueError(f"policy: {policy!r}, expected some of {cache._POLICIES}")
+    parts_off(without)
 
 
 def read_size(text: str, whole: float | None = None) -> int:

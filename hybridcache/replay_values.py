@@ -62,6 +62,7 @@ class Result:
     policy: str
     budget_bytes: int
     settings: dict[str, Any]
+    tuned: dict[str, float] = field(default_factory=dict)  # what the policy learned from the first tenth
     requests: int = 0
     prompt_tokens: int = 0
     hit_tokens: int = 0

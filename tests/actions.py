@@ -104,13 +104,18 @@ def reserve(h: Harness, pick: Pick) -> None:
         longest = len(path) + max_new
         above = len(path) if max_new and pick(3) == 0 else 0  # in the answer only
         breakpoints = sorted({above + 1 + pick(longest - above) for _ in range(pick(4))}) if pick(2) else []
-        h.reserve(salt, path, breakpoints, max_new, **clock(h, pick))
+        h.reserve(salt, path, breakpoints, max_new, **clock(h, pick), **priority(h, pick))
 
 
 def clock(h: Harness, pick: Pick) -> dict[str, int]:
     """What the learned policy hears of time, now and then; it never goes back."""
     learns = h.oracle.store.learned is not None
     return {"now": 3 * h.steps + pick(3)} if learns and pick(2) else {}
+
+
+def priority(h: Harness, pick: Pick) -> dict[str, int]:
+    learns = h.oracle.store.learned is not None
+    return {"priority": (-8, -1, 1, 8)[pick(4)]} if learns and pick(4) == 0 else {}
 
 
 def hints(h: Harness, pick: Pick) -> dict[str, int]:

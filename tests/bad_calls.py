@@ -27,6 +27,7 @@ def wrong_arguments(h: Harness) -> Iterator[Mistake]:
     yield "text", lambda: core.reserve(["a"]), TypeError
     yield "fractions", lambda: core.match(np.array([1.5, 2.0])), TypeError
     yield "salt is text", lambda: core.reserve([1], salt="tenant"), TypeError
+    yield "a priority out of range", lambda: core.reserve([1], priority=9), ValueError
     yield "negative max_new_tokens", lambda: core.reserve([1], max_new_tokens=-1), ValueError
     yield "max_new_tokens is text", lambda: core.reserve([1], max_new_tokens="1"), TypeError
     yield "more than the arena", lambda: core.reserve([1], max_new_tokens=far), ValueError

@@ -103,6 +103,7 @@ class Oracle(VerifySteps, View):
         content_keys: Iterable[Any] = (),
         max_new_tokens: int = 0,
         now: int | None = None,
+        priority: int = 0,
     ) -> Lease | None:
         path = symbols(tokens, content_keys)
         total_pages = -(-(len(path) + max_new_tokens) // self.page_size)
@@ -133,7 +134,7 @@ class Oracle(VerifySteps, View):
         if self.store.learned is not None:
             if now is not None:
                 self.store.learned.history.tell(now)
-            lease.trail = self.store.learned.history.arrived(salt, path)
+            lease.trail = self.store.learned.history.arrived(salt, path, priority)
             lease.trail.start = start
         lease.wanted = self.placement.wanted(lease, breakpoints, len(path) + max_new_tokens)
         return lease

@@ -123,6 +123,7 @@ class Record:
     turns: int = 0
     gap: int = 0
     uses: int = 0
+    priority: int = 0  # of the request that made it, or came back to it last
     passed: bool = False
     leases: int = 0  # that stand here
     checkpoint: Any = None  # None: a ghost
@@ -167,6 +168,7 @@ class Trail:
     again: int = 0
     turns: int = 0
     gap: int = 0
+    priority: int = 0
 
 
 class History:
@@ -183,12 +185,12 @@ class History:
 
     # ---- requests
 
-    def arrived(self, salt: bytes, path: tuple[Symbol, ...]) -> Trail:
+    def arrived(self, salt: bytes, path: tuple[Symbol, ...], priority: int = 0) -> Trail:
         self.now += 1
         self.pass_time()
         known = path[:-1]  # a hit leaves one token
         exit_ = self.deepest(salt, known)
-        trail = Trail(exit_, 0)
+        trail = Trail(exit_, 0, priority=priority)
         exit_.leases += 1
         trail.left = self.leaves(exit_, known)
         if not exit_.depth:
@@ -202,6 +204,7 @@ class History:
         exit_.due = None
         self.hazards.used(exit_.which, exit_.bucket)
         self.events["uses"] += 1
+        exit_.priority = priority
         seen = min(exit_.uses, GAP_MEMORY)
         exit_.uses, exit_.gap = exit_.uses + 1, (exit_.gap * seen + trail.gap) // (seen + 1)
         self.open_spell(exit_)
@@ -239,7 +242,7 @@ class History:
         """The trail of a fork."""
         record = start or self.root(parent.last.key[0])
         record.leases += 1
-        return Trail(record, record.depth, turns=parent.turns, gap=parent.gap)
+        return Trail(record, record.depth, turns=parent.turns, gap=parent.gap, priority=parent.priority)
 
     def leave(self, trail: Trail) -> None:
         trail.last.leases -= 1
@@ -269,7 +272,7 @@ class History:
     def make(self, trail: Trail, key: Key, kind: str) -> Record:
         above = self.deepest(*key)
         self.born += 1
-        record = Record(key, self.born, kind, trail.turns, trail.gap, above=above)
+        record = Record(key, self.born, kind, trail.turns, trail.gap, priority=trail.priority, above=above)
         record.below = [each for each in above.below if common(each.path, key[1]) == len(key[1])]
         above.below = [each for each in above.below if each not in record.below] + [record]
         for each in record.below:
@@ -360,6 +363,7 @@ class History:
             index = (1 << INDEX_BITS) // self.requests_until(record.returns)
         else:
             index = self.hazards.index(record.which, record.bucket, self.now - record.opened, self.now)
+        index = index << record.priority if record.priority >= 0 else index >> -record.priority
         change, record.index = index - record.index, index
         if record.checkpoint is not None:
             self.revalue(record.checkpoint)

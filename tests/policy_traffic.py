@@ -197,6 +197,8 @@ class Traffic:
             options["breakpoints"] = sorted({1 + rng.randrange(len(path)) for _ in range(2)})
         if self.hints and rng.randrange(4):
             options["now"] = self.clock
+        if self.hints and rng.randrange(6) == 0:
+            options["priority"] = rng.choice([-8, -2, 1, 3, 8])
         self.events["requests"] += 1
         lease = self.pair.reserve(path, **options)
         if lease is None:

@@ -455,6 +455,22 @@ def test_the_lowest_worth_leaves_first_and_of_equals_the_oldest() -> None:
     assert left[:3] == [1, 2, 4]
 
 
+def test_a_step_of_priority_doubles_what_a_boundary_is_worth() -> None:
+    for step in (1, 8, -3):
+        plain, urgent = exact(), exact()
+        for pair, options in ((plain, {}), (urgent, {"priority": step})):
+            pair.turn(ten(1), **options)
+        usual, other = index(plain, ten(1)), index(urgent, ten(1))
+        assert other == (usual << step if step > 0 else usual >> -step) and usual > 8
+
+
+def test_a_boundary_has_the_priority_of_the_last_request_that_came_back_to_it() -> None:
+    pair = exact()
+    pair.turn(ten(1), priority=5)
+    pair.ask([*ten(1), 1])
+    assert record(pair, ten(1)).priority == 0
+
+
 # ---- traffic
 
 

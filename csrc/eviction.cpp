@@ -81,7 +81,7 @@ void Eviction::share(Node& node, Worth worth) {
   Record* record = node.checkpoint->record;
   const unsigned __int128 price = 2 * price_;
   const auto ratio = worth <= price ? 256 : static_cast<Rate>((price << 8) / worth);
-  const Rate given = record->hint == Hint::returns ? (record->index + record->flow) * (ratio * ratio >> 9) >> 8 : 0;
+  const Rate given = record->hint == Hint::returns ? (record->index + record->flow) * ratio >> 8 : 0;
   const auto off = given > record->given ? given - record->given : record->given - given;
   if (off > (given + record->given) / 16) history_.give(record, given);
 }

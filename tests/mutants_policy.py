@@ -1,4 +1,4 @@
-"""The mutants of what is learned: csrc/history.cpp, hazard.cpp. Data only, in the form of mutants_list.py."""
+"""The mutants of what is learned: history, hazard, calendar. Data only, in the form of mutants_list.py."""
 
 from __future__ import annotations
 
@@ -10,12 +10,30 @@ whole_prompt_is_an_exit: I3
 - rest.first(rest.empty() ? 0 : rest.size() - 1)
 + rest
 no_first_branch: first-branch
-- if (branches) trail.left
+- if (branches && options_.has(Part::forks)) trail.left
 + if (false) trail.left
 use_opens_no_spell: learned
--   exit->gap = trail.gap;
+-   exit->priority = priority;
 -   open_spell(exit);
-+   exit->gap = trail.gap;
++   exit->priority = priority;
+last_gap_only: learned
+- (exit->gap * seen + trail.gap) / (seen + 1)
++ trail.gap
+priority_ignored: learned
+- scaled(index_of(*record), record->priority)
++ index_of(*record)
+priority_stays: learned
+-   exit->priority = priority;
+priority_not_handed_down: learned
+-   record->priority = trail.priority;
+ghosts_looked_up_in_quarters: learned
+- record->node == nullptr ? Hazards::first_age(record->bucket + 1) : Hazards::next_look(record->bucket, age)
++ Hazards::next_look(record->bucket, age)
+residents_looked_up_late: learned
+-   record->node = node;
+-   if (!options_.has(Part::ghosts)) return open_spell(record);  // nothing is known of the time between
+-   schedule(record);
++   record->node = node;
 ghost_keeps_its_index: wrong-victim deep-fork
 -   give(record, record->index + record->flow);
 time_stands_still: learned
@@ -48,8 +66,17 @@ passed_stays_in_its_class: learned
 
 HAZARD = r"""
 index_of_now_only: learned
-- if (alive < kOne / 1024) break;
-+ break;
+- || !options_.has(Part::horizon)) break;
++ || true) break;
+a_bucket_is_new_to_its_end: learned
+- kOne - hazard[bucket] / 4 * behind, used
++ kOne, used
+slow_from_the_start: learned
+- std::clamp<std::int64_t>(now / kEarly, 1, kRefresh)
++ kRefresh
+turns_in_octaves: learned
+- 2 * bits - 2 + ((value >> (bits - 2)) & 1)
++ 2 * bits - 2
 kinds_are_alike: learned
 - by_kind ? kRarer[static_cast<int>(kind)] : 1
 + 1
@@ -60,4 +87,13 @@ what_moves_counts_twice: learned
 +
 """
 
-FILES = {"csrc/history.cpp": HISTORY, "csrc/hazard.cpp": HAZARD}
+CALENDAR = r"""
+latest_first: learned
+- day.splice(day.end(),
++ day.splice(day.begin(),
+a_day_too_late: learned
+- std::min(due, now + kFarthest) %
++ std::min(due + 1, now + kFarthest) %
+"""
+
+FILES = {"csrc/history.cpp": HISTORY, "csrc/hazard.cpp": HAZARD, "csrc/calendar.h": CALENDAR}

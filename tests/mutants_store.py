@@ -173,17 +173,20 @@ pages_of_others_leave_with_it: wrong-victim two-budgets
 - if (node.children.empty()) bytes += node.pages.size()
 + bytes += node.pages.size()
 flow_worth_nothing: wrong-victim deep-fork
-- checkpoint.record->index + checkpoint.record->flow
-+ checkpoint.record->index
+- (options_.has(Part::flow) ? checkpoint.record->flow : 0)
++ 0
 index_worth_nothing: wrong-victim
-- checkpoint.record->index + checkpoint.record->flow
-+ checkpoint.record->flow
+- checkpoint.record->index + (options_
++ (options_
 old_worth_of_what_is_below: dangling-order wrong-victim
 -   place(node);
 -   place_below(node);
 +   place(node);
 no_fallback_while_away: wrong-victim
 -   if (checkpoint.record != nullptr) share(node, checkpoint.place.first);
+share_of_what_is_sure_to_stay: wrong-victim
+- * ratio >> 8
++
 everyone_gives_a_share: wrong-victim
 - record->hint == Hint::returns ? (
 + true ? (
@@ -232,8 +235,8 @@ shared_slab_is_no_room: two-budgets
 
 RADIX = r"""
 a_quarter_compared: I2 key-dropped
-- kStride * sizeof(Token)) == 0
-+ kStride) == 0
+- stride * sizeof(Token)) == 0
++ stride) == 0
 """
 
 FILES = {

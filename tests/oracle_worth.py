@@ -85,7 +85,7 @@ class Worths:
         assert worth is not None
         ratio = 256 if worth <= price else (price << 8) // worth
         rate = record.index + record.flow if record.hint == "returns" else 0
-        given = rate * (ratio * ratio >> 9) >> 8
+        given = rate * ratio >> 8
         if abs(given - record.given) > (given + record.given) // 16:
             self.history.give(record, given)
 

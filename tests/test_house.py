@@ -17,6 +17,7 @@ LAYERS = [
     "tree",
     "placement",
     "hazard",
+    "calendar",
     "history",
     "eviction",
     "admission",
@@ -80,6 +81,7 @@ REPLAY = {  # module: what of the package it may know; a workload knows no cache
     "replay_clock": {"replay"},  # for its type; `replay` imports it when a clock is asked for
     "replay_report": {"_command", "optimum", "replay_values", "workloads"},
     "replay_command": {
+        "_arguments",
         "_command",
         "cache",
         "config",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.conftest import Driver, tokens
@@ -38,6 +40,34 @@ def test_a_fork_is_checkpointed_on_first_sight_and_hit_exactly_by_the_third_shar
         starts.append(driver.start)
     assert starts == [0, 0, 101]
     assert published(driver)["fork"] == 1
+
+
+LONG: dict[str, Any] = {
+    "page_size": 64,
+    "pages_per_slab": 4,
+    "slabs": 2000,
+    "pass_cost": 512,
+    "interior_spacing": 1024,
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "chunk", "first"), [({"inner_checkpoints": True}, 50_000, 1024), ({}, 2048, 2048)]
+)
+def test_who_leaves_a_long_prompt_resumes_at_half_and_the_third_exactly(
+    options: dict[str, Any], chunk: int, first: int
+) -> None:
+    """Of 50,000 tokens seen once; in chunks, from the first one on: a cut inside of one would cost a pass."""
+    prompt = tokens(50_000).tolist()
+    driver = Driver(**LONG, **options)
+    driver.turn(prompt, [1], chunk=chunk)
+    for branch in [first, first + 1, *range(2 * first - 1, 50_000, 1379), 49_990]:
+        assert driver.cache.match([*prompt[:branch], 5, 5]).length >= branch / 2
+    for branch in (3001, 20_000, 44_444):
+        driver.turn([*prompt[:branch], 7, *tokens(600, seed=branch).tolist()], [1], chunk=chunk)
+        assert branch / 2 <= driver.start < branch
+        driver.turn([*prompt[:branch], 8, *tokens(600, seed=branch + 1).tolist()], [1], chunk=chunk)
+        assert driver.start == branch
 
 
 def test_a_fork_that_saves_less_than_a_pass_is_made_when_enough_have_left_there() -> None:

@@ -427,7 +427,7 @@ def test_the_price_is_what_left_lately() -> None:
     pair.release(pins)
 
 
-def test_a_resident_that_is_sure_to_leave_gives_half_and_none_while_it_is_pinned() -> None:
+def test_a_resident_that_is_sure_to_leave_gives_all_and_none_while_it_is_pinned() -> None:
     pair = exact()
     pair.turn(ten(1), now=0)
     for i in range(2, 80):  # what returns at once, and leaves all the same, makes memory dear
@@ -437,12 +437,12 @@ def test_a_resident_that_is_sure_to_leave_gives_half_and_none_while_it_is_pinned
     pair.turn(child, now=1, close={"expected_return": 3})
     expected, above = record(pair, child), record(pair, ten(1))
     assert pair.oracle.store.learned.price > pair.worth(child) > UNIT // 500
-    assert expected.given == above.flow == expected.index // 2 > 0
+    assert expected.given == above.flow == expected.index > 0
     assert pair.worth(ten(1)) == 1 + above.index + above.flow
     pins = pair.pin(child)
     assert above.flow == 0 and pair.worth(ten(1)) == 1 + above.index
     pair.release(pins)
-    assert above.flow == expected.index // 2
+    assert above.flow == expected.index
 
 
 def test_the_lowest_worth_leaves_first_and_of_equals_the_oldest() -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from hybridcache import HybridCache, Lease, replay_report
+from hybridcache._arguments import PARTS
 from hybridcache.config import LayerSpec, ModelLayout, TensorSpec
 from hybridcache.foresight import NEVER, Foresight
-from hybridcache.replay import Cell, Replay, run, run_cells
+from hybridcache.replay import ALPHAS, Cell, Replay, run, run_cells
 from hybridcache.replay_values import Result, Settings
 from hybridcache.workloads import GENERATORS, Request, Workload
 from tests.test_workloads import random_workload, small
@@ -378,3 +379,34 @@ def test_processes_count_as_one_does() -> None:
     two = list(run_cells(workload, LAYOUT, cells, jobs=2, progress=lambda done, of: seen.append((done, of))))
     assert list(map(figures, one)) == list(map(figures, two)) and seen == [(n, 4) for n in (1, 2, 3, 4)]
     assert [(r.budget_bytes, r.policy) for r in one] == [cell[:2] for cell in cells]
+
+
+# --- policies to compare with ---
+
+
+def test_alpha_is_tuned_on_the_first_tenth() -> None:
+    workload = GENERATORS["fewshot"](requests=300)
+
+    def hits(alpha: float, of: Workload = workload) -> int:
+        return run(of, LAYOUT, 300_000, "marconi", cache_options={"marconi_alpha": alpha}).hit_tokens
+
+    result = run(workload, LAYOUT, 300_000, "marconi")
+    alpha = result.tuned["marconi_alpha"]
+    assert result.hit_tokens == hits(alpha)
+    first = replace(workload, requests=workload.requests[:30])
+    assert hits(alpha, first) == max(hits(each, first) for each in ALPHAS)
+    assert not run(workload, LAYOUT, 300_000, "marconi", cache_options={"marconi_alpha": 2.0}).tuned
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_of_the_default_can_be_switched_off(part: str) -> None:
+    """And then something else stays."""
+    workload = GENERATORS["fewshot"](requests=400)
+    whole, without = (run(workload, LAYOUT, 300_000, policy) for policy in ("default", f"default-{part}"))
+    assert without.policy == f"default-{part}"
+    assert (whole.hit_tokens, whole.evicted) != (without.hit_tokens, without.evicted)
+
+
+def test_a_part_that_is_none_is_named() -> None:
+    with pytest.raises(ValueError, match="without: 'flaw', expected some of"):
+        run(GENERATORS["fewshot"](requests=2), LAYOUT, 300_000, "default-flaw")

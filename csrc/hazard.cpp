@@ -29,28 +29,42 @@ std::int64_t Hazards::first_age(int bucket) {
   return (std::int64_t{4} + quarter) << (octave - 2);
 }
 
-std::array<Hazards::Table*, 4> Hazards::levels(const Class& which) {
+// A class's own table, and through it those of the classes above.
+Hazards::Table& Hazards::leaf(const Class& which) {
   const int stage_of = options_.has(Part::stages) ? which.stage : 0, gap_of = options_.has(Part::gaps) ? which.gap : 0;
   const int kind = 1 + static_cast<int>(which.kind) * (1 + kStages * (1 + kGaps));
   const int stage = kind + 1 + stage_of * (1 + kGaps);
-  std::array<Table*, 4> found{};
-  int level = 0;
-  for (const int at : {0, kind, stage, stage + 1 + gap_of}) {
-    if (!tables_[at]) tables_[at] = std::make_unique<Table>();
-    found[level++] = tables_[at].get();
+  const std::array<int, 4> path = {0, kind, stage, stage + 1 + gap_of};
+  if (tables_[path[3]]) return *tables_[path[3]];
+  std::array<Table*, 4> levels{};
+  for (int level = 0; level < 4; ++level) {
+    if (!tables_[path[level]]) tables_[path[level]] = std::make_unique<Table>();
+    levels[level] = tables_[path[level]].get();
   }
-  return found;
+  levels[3]->levels = levels;
+  return *levels[3];
 }
 
-void Hazards::count(const Class& which, int bucket, std::uint32_t at_risk, std::uint32_t events) {
-  for (Table* table : levels(which)) {
-    table->at_risk[bucket] += at_risk;
-    table->events[bucket] += events;
+void Hazards::entered(const Class& which, int bucket) {
+  for (Table* table : leaf(which).levels) ++table->at_risk[bucket];
+}
+
+void Hazards::went_on(const Class& which, int bucket) {
+  for (Table* table : leaf(which).levels) {
+    ++table->at_risk[bucket];
+    ++table->at_risk[bucket + 1];
+  }
+}
+
+void Hazards::used(const Class& which, int bucket) {
+  for (Table* table : leaf(which).levels) {
+    ++table->at_risk[bucket];
+    ++table->events[bucket];
   }
 }
 
 void Hazards::moved(const Class& from, const Class& to, int bucket) {
-  const auto before = levels(from), after = levels(to);
+  const auto &before = leaf(from).levels, &after = leaf(to).levels;
   for (int level = 0; level < 4; ++level) {
     if (before[level] == after[level]) continue;
     ++before[level]->at_risk[bucket];
@@ -60,11 +74,11 @@ void Hazards::moved(const Class& from, const Class& to, int bucket) {
 
 // From the root down: first the class above scaled to as many uses as this one has seen in all its ages, then, age by
 // age, hazard = (events + weight * scaled hazard) / (spells at risk + weight).
-void Hazards::refresh(const std::array<Table*, 4>& levels, Kind kind) {
-  std::array<std::uint64_t, kBuckets>& hazard = levels[3]->hazard;
+void Hazards::refresh(Table& leaf, Kind kind) {
+  auto& hazard = leaf.hazard;
   hazard.fill(kPrior);
   for (int level = 0; level < 4; ++level) {
-    const Table* table = levels[level];
+    const Table* table = leaf.levels[level];
     const bool by_kind = level == 1;
     std::uint64_t seen = kUses[level] * kOne / (by_kind ? kRarer[static_cast<int>(kind)] : 1),
                   expected = kUses[level] * kOne;
@@ -93,10 +107,9 @@ std::int64_t Hazards::next_look(int bucket, std::int64_t age) {
 }
 
 Rate Hazards::index(const Class& which, int bucket, std::int64_t age, std::int64_t now) {
-  const auto found = levels(which);
-  Table& leaf = *found[3];
+  Table& leaf = this->leaf(which);
   if (leaf.refreshed < 0 || now - leaf.refreshed >= std::clamp<std::int64_t>(now / kEarly, 1, kRefresh)) {
-    refresh(found, which.kind);
+    refresh(leaf, which.kind);
     leaf.refreshed = now;
   }
   const int behind = quarters(bucket, age), at = 4 * bucket + behind;

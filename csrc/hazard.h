@@ -45,10 +45,10 @@ class Hazards {
 
   static std::int64_t first_age(int bucket);  // of a bucket
 
-  // A spell has come to this bucket, has gone beyond it, or has ended in it with a use.
-  void entered(const Class& which, int bucket) { count(which, bucket, 1, 0); }
-  void passed(const Class& which, int bucket) { count(which, bucket, 1, 0); }
-  void used(const Class& which, int bucket) { count(which, bucket, 1, 1); }
+  // A spell has come to this bucket; has gone on from it to the next; has ended in it with a use.
+  void entered(const Class& which, int bucket);
+  void went_on(const Class& which, int bucket);
+  void used(const Class& which, int bucket);
   // It goes on in another class of the same kind.
   void moved(const Class& from, const Class& to, int bucket);
 
@@ -71,15 +71,16 @@ class Hazards {
 
   struct Table {
     std::array<std::uint32_t, kBuckets> at_risk{}, events{};  // at_risk in halves
-    std::array<std::uint64_t, kBuckets> hazard{};             // leaf classes only
+    // Of the finest classes only:
+    std::array<Table*, 4> levels{};  // from the class of all to this one
+    std::array<std::uint64_t, kBuckets> hazard{};
     std::array<Rate, 4 * kBuckets> index{};
     std::array<std::int64_t, 4 * kBuckets> indexed{};  // refreshed + 1 then
     std::int64_t refreshed = -1;                   // the request at which the hazards were computed
   };
 
-  void count(const Class& which, int bucket, std::uint32_t at_risk, std::uint32_t events);
-  std::array<Table*, 4> levels(const Class& which);
-  void refresh(const std::array<Table*, 4>& levels, Kind kind);
+  Table& leaf(const Class& which);
+  void refresh(Table& leaf, Kind kind);
   static int quarters(int bucket, std::int64_t age);
   Rate best_rate(const std::array<std::uint64_t, kBuckets>& hazard, int bucket, int behind) const;
 

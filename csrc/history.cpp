@@ -187,9 +187,7 @@ void History::schedule(Record* record) {
 void History::pass_time() {
   while (Record* record = calendar_.due(now_)) {
     if (record->bucket + 1 < Hazards::kBuckets && now_ >= record->opened + Hazards::first_age(record->bucket + 1)) {
-      hazards_.passed(record->which, record->bucket);
-      ++record->bucket;
-      hazards_.entered(record->which, record->bucket);
+      hazards_.went_on(record->which, record->bucket++);
     }
     if (record->hint == Hint::returns && time_ > record->returns) record->hint = Hint::none;  // it did not
     schedule(record);

@@ -81,7 +81,7 @@ kinds_are_alike: learned
 - by_kind ? kRarer[static_cast<int>(kind)] : 1
 + 1
 uses_are_not_counted: learned
--     table->events[bucket] += events;
+-     ++table->events[bucket];
 what_moves_counts_twice: learned
 - if (before[level] == after[level]) continue;
 +

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.chains import Chain, make_cache, take_turn
 from benchmarks.clock import Caches, Recorder
-from benchmarks.operations import evict_one_by_one, evicted
+from benchmarks.operations import EVICTION, evict_one_by_one, evicted
 
 STEP = 1000  # tokens a turn
 TURNS = 100  # of a conversation
@@ -66,7 +66,7 @@ def build(turns: int, policy: str, repetitions: int) -> dict[str, float]:
 
 def eviction_us(recorder: Recorder) -> float:
     """What the request that evicts costs more than the one beside it: the median of the differences."""
-    return recorder.median_us("eviction: the difference", next(iter(recorder.samples)).size) or 0.0
+    return recorder.median_us(EVICTION, next(iter(recorder.samples)).size) or 0.0
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from benchmarks.clock import Caches, Memcmp, Recorder, timed
 from hybridcache import HybridCache, Lease
 
 DECODED = 8  # steps of a measured turn
+EVICTION = "eviction: the difference"
 MOST_TOKENS = 6 << 20  # of all conversations of a cache
 
 
@@ -195,35 +196,41 @@ def measure_evictions(recorder: Recorder, length: int, caches: Caches, repetitio
 def evict_one_by_one(
     recorder: Recorder, cache: HybridCache, chains: list[Chain], size: int, caches: Caches, repetitions: int
 ) -> None:
+    """Forks of a lease on one token: one that has to evict a checkpoint, then one that finds its slab free.
+
+    A fork needs a slot as a request does, but the policy's clock, which counts requests, does not tick.
+    """
     clock = Stopwatch(recorder, size, caches)
+    parent = reserve(cache, np.array([VOCABULARY], dtype=np.int32))
     for each in range(repetitions):
         take_turn(cache, chains[each % len(chains)])
-        plugs = [probe(cache, clock)]
-        while plugs[-1].evictions == 0:  # a turn leaves a free slab or two
-            plugs.append(probe(cache, clock))
-        plugs[-1].lease.close(discard=True)
-        beside = probe(cache, clock)
-        if plugs[-1].evictions == 1 and beside.evictions == 0:
-            clock.add("reserve of one token that evicts", plugs[-1].nanoseconds)
-            clock.add("the same beside it, nothing to evict", beside.nanoseconds)
-            clock.add("eviction: the difference", plugs[-1].nanoseconds - beside.nanoseconds)
-        for plug in (*plugs[:-1], beside):
-            plug.lease.close(discard=True)
+        forks = [fork(cache, parent, caches)]
+        while forks[-1].evictions == 0:  # a turn leaves a free slab or two
+            forks.append(fork(cache, parent, caches))
+        forks[-1].lease.close(discard=True)
+        beside = fork(cache, parent, caches)
+        if forks[-1].evictions == 1 and beside.evictions == 0:
+            clock.add("fork that evicts one", forks[-1].nanoseconds)
+            clock.add("fork beside it that evicts none", beside.nanoseconds)
+            clock.add(EVICTION, forks[-1].nanoseconds - beside.nanoseconds)
+        for one in (*forks[:-1], beside):
+            one.lease.close(discard=True)
+    parent.close(discard=True)
 
 
-class Probe(NamedTuple):
+class Fork(NamedTuple):
     lease: Lease
     evictions: int
     nanoseconds: int
 
 
-def probe(cache: HybridCache, clock: Stopwatch) -> Probe:
-    """Reserves a token that no conversation begins with."""
-    tokens = np.array([VOCABULARY], dtype=np.int32)
+def fork(cache: HybridCache, parent: Lease, caches: Caches) -> Fork:
     before = evicted(cache)
-    clock.caches.settle()
-    nanoseconds, lease = timed(lambda: reserve(cache, tokens))
-    return Probe(lease, evicted(cache) - before, nanoseconds)
+    caches.settle()
+    nanoseconds, lease = timed(parent.fork)
+    if lease is None:
+        raise RuntimeError("fork: no room, expected that a checkpoint can be evicted")
+    return Fork(lease, evicted(cache) - before, nanoseconds)
 
 
 def evicted(cache: HybridCache) -> int:

@@ -21,7 +21,9 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # idle threads of numpy's BLAS are not what is measured
 
 from benchmarks import operations, report
-from benchmarks.clock import Caches, Recorder
+from benchmarks.clock import Recorder
+from benchmarks.floor import Caches
+from benchmarks.peers import environments
 from hybridcache import HybridCache
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,6 +66,14 @@ def measure_memory(options: argparse.Namespace, say: Any) -> report.Rows:
         command += ["--repetitions", str(options.repetitions)]
         done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
         results.append(json.loads(done.stdout))
+    return results
+
+
+def measure_peers(options: argparse.Namespace, say: Any) -> dict[str, Any]:
+    results = {}
+    for name in environments.PEERS:
+        say(f"{name}, if it is set up")
+        results[name] = environments.measure(name, options.sizes, 4 if options.quick else 20)
     return results
 
 
@@ -113,6 +123,9 @@ def print_report(result: dict[str, Any]) -> None:
         print(memory_table(result["memory"]))
         for each in result["memory"]:
             print(report.grid(f"policy {each['policy']}", each["rows"], "warm"))
+    if result["peers"]:
+        print("Peers in the same run, medians, CPU caches warm")
+        print(report.ratios(result["rows"], result["peers"]))
     print(report.bounds_table([report.Bound(*line[:5]) for line in result["bounds"]]))
 
 
@@ -142,7 +155,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     result["rows"] = measure(options, say).rows()
     result["batches"] = measure_batches(options, say).rows()
     result["memory"] = measure_memory(options, say)
-    result["peers"] = {}
+    result["peers"] = {} if options.no_peers else measure_peers(options, say)
     result["bounds"] = report.bounds(result["rows"] + result["batches"], result["memory"], result["peers"])
     print_report(result)
     if options.json:

@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from benchmarks.chains import Chain, make_cache, take_turn
-from benchmarks.clock import Caches, Recorder
+from benchmarks.clock import Recorder
+from benchmarks.floor import Caches
 from benchmarks.operations import EVICTION, evict_one_by_one, evicted
 
 STEP = 1000  # tokens a turn

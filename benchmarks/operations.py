@@ -25,7 +25,8 @@ from benchmarks.chains import (
     reserve,
     take_turn,
 )
-from benchmarks.clock import Caches, Memcmp, Recorder, timed
+from benchmarks.clock import Recorder, timed
+from benchmarks.floor import Caches, Memcmp
 from hybridcache import HybridCache, Lease
 
 DECODED = 8  # steps of a measured turn

@@ -13,8 +13,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 Rows = list[dict[str, Any]]
-PEERS = ("sglang", "vllm", "tokenspeed")
-
+# (peer, its operation, ours): what an engine asks of either at the same moment.
+PAIRS = (
+    ("sglang", "match", "match"),
+    ("sglang", "insert", "commit 832"),
+    ("vllm", "hash + look up", "match"),
+    ("vllm", "hash + look up, pages of 528", "match"),
+    ("vllm", "allocate a turn", "reserve"),
+    ("vllm", "decode step", "decode step"),
+    ("vllm", "free", "close"),
+    ("tokenspeed", "plan on a hit", "match"),
+    ("tokenspeed", "plan on a hit", "reserve"),
+    ("tokenspeed", "decode plan", "decode step"),
+    ("tokenspeed", "finish", "close"),
+)
 SIZES = {1 << 10: "1K", 1 << 12: "4K", 1 << 14: "16K", 1 << 16: "64K", 1 << 18: "256K", 1 << 20: "1M"}
 
 
@@ -83,6 +95,26 @@ def table(lines: Sequence[Sequence[str]]) -> str:
         if number == 0:
             out.append("|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(out) + "\n"
+
+
+def ratios(rows: Rows, peers: dict[str, Any]) -> str:
+    """Each peer's operation at each size: its median, and how many times ours that is."""
+    sizes = sorted({row["size"] for row in rows})
+    lines = [["us, and how many times ours", *map(size_name, sizes)]]
+    for peer, theirs, ours in PAIRS:
+        found = peers.get(peer, {})
+        if "reason" in found:
+            continue
+        cells = []
+        for size in sizes:
+            measured = find(found.get("rows", []), theirs, size)
+            times = ratio(measured, find(rows, ours, size))
+            cells.append("" if times is None else f"{microseconds(measured or 0)} = {times:,.1f} x")
+        lines.append([f"{peer} {found.get('version', '')}: {theirs} / our {ours}", *cells])
+    for peer, found in peers.items():
+        if "reason" in found:
+            lines.append([f"{peer}: no figures: {found['reason']}", *[""] * len(sizes)])
+    return table(lines)
 
 
 # ---------------------------------------------------------------- bounds

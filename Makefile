@@ -13,6 +13,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
+COUNTER := $(wildcard benchmarks/*.cpp)
 FUZZER := $(wildcard tests/fuzz/*.cpp tests/fuzz/*.h)
 
 .PHONY: demo test lint stress ranks mutants sanitize fuzz bench bench-peers instructions format clean
@@ -71,12 +72,12 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(SOURCES) $(FUZZER)
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES) $(FUZZER) $(COUNTER)
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(SOURCES) $(FUZZER)
+	$(BIN)/clang-format -i $(SOURCES) $(FUZZER) $(COUNTER)
 
 clean:
 	rm -rf .venv build *.egg-info hybridcache/*.so

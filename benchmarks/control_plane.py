@@ -115,14 +115,15 @@ def print_report(result: dict[str, Any]) -> None:
             "A turn, by tokens of context; CPU caches flushed before each call", result["rows"], "cold"
         )
     )
-    if not any(row["operation"].startswith("transcript") for row in result["rows"]):
+    if not any(row["operation"].startswith("transcript:") for row in result["rows"]):
         print(NOT_YET + "\n")
     print(report.grid("Batches, by leases", result["batches"], "warm"))
     if result["memory"]:
         print("A tree in a process of its own: resident memory, evictions by checkpoints resident")
         print(memory_table(result["memory"]))
         for each in result["memory"]:
-            print(report.grid(f"policy {each['policy']}", each["rows"], "warm"))
+            for caches in ("warm", "cold"):
+                print(report.grid(f"policy {each['policy']}, CPU caches {caches}", each["rows"], caches))
     if result["peers"]:
         print("Peers in the same run, medians, CPU caches warm")
         print(report.ratios(result["rows"], result["peers"]))

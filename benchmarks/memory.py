@@ -48,8 +48,9 @@ def build(turns: int, policy: str, repetitions: int) -> dict[str, float]:
             f"{evicted(cache)} checkpoints were evicted, expected an arena that is large enough"
         )
     recorder = Recorder()
-    chains = [Chain(STEP * TURNS, 0, seed=10**6 + each) for each in range(repetitions // TURNS + 8)]
-    evict_one_by_one(recorder, cache, chains, stats["checkpoints"], Caches("warm"), repetitions)
+    chains = [Chain(STEP * TURNS, 0, seed=10**6 + each) for each in range(2 * repetitions // TURNS + 8)]
+    for caches, count in (("warm", repetitions), ("cold", min(repetitions, 40))):
+        evict_one_by_one(recorder, cache, chains, stats["checkpoints"], Caches(caches), count)
     return {
         "policy": policy,
         "tokens": tokens,

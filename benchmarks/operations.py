@@ -37,8 +37,8 @@ MOST_TOKENS = 6 << 20  # of all conversations of a cache
 class Stopwatch:
     """Times calls at one size and one state of the caches, and adds them up in `total`."""
 
-    def __init__(self, recorder: Recorder, size: int, caches: Caches) -> None:
-        self.recorder, self.size, self.caches = recorder, size, caches
+    def __init__(self, recorder: Recorder, size: int, caches: Caches, prefix: str = "") -> None:
+        self.recorder, self.size, self.caches, self.prefix = recorder, size, caches, prefix
         self.total = 0
 
     def __call__(self, operation: str, call: Callable[[], Any]) -> Any:
@@ -49,7 +49,7 @@ class Stopwatch:
         return result
 
     def add(self, operation: str, nanoseconds: int) -> None:
-        self.recorder.add(operation, self.size, self.caches.name, nanoseconds)
+        self.recorder.add(self.prefix + operation, self.size, self.caches.name, nanoseconds)
 
 
 def how_many_chains(length: int, repetitions: int) -> int:
@@ -143,15 +143,15 @@ def measure_transcripts(recorder: Recorder, length: int, caches: Caches, repetit
     cache, chains = conversations(length, repetitions)
     transcripts = [cache.transcript() for _ in chains]
     for each in range(repetitions + len(chains)):
-        clock = Stopwatch(recorder if each >= len(chains) else Recorder(), length, caches)
+        keep = recorder if each >= len(chains) else Recorder()
+        clock = Stopwatch(keep, length, caches, prefix="transcript: ")
         chain, transcript = chains[each % len(chains)], transcripts[each % len(chains)]
         transcript.extend(chain.tokens[len(transcript) : chain.length])  # what the last turn generated
         new = chain.tokens[chain.length : chain.length + TURN]
-        clock("transcript extend 832", functools.partial(transcript.extend, new))
-        call = functools.partial(reserve, cache, transcript, max_new_tokens=64)
-        lease = clock("transcript reserve", call)
-        rest = rest_of_turn(chain, cache, lease, Stopwatch(Recorder(), length, caches))
-        clock.add("transcript turn", clock.total + rest)
+        clock("extend 832", functools.partial(transcript.extend, new))
+        lease = clock("reserve", functools.partial(reserve, cache, transcript, max_new_tokens=64))
+        before = clock.total
+        clock.add("turn", before + rest_of_turn(chain, cache, lease, clock))
 
 
 def measure_batches(
@@ -203,11 +203,10 @@ def evict_one_by_one(
     """
     clock = Stopwatch(recorder, size, caches)
     parent = reserve(cache, np.array([VOCABULARY], dtype=np.int32))
+    ballast = until_one_evicts(cache, parent, Caches("warm"))
     for each in range(repetitions):
         take_turn(cache, chains[each % len(chains)])
-        forks = [fork(cache, parent, caches)]
-        while forks[-1].evictions == 0:  # a turn leaves a free slab or two
-            forks.append(fork(cache, parent, caches))
+        forks = until_one_evicts(cache, parent, caches)
         forks[-1].lease.close(discard=True)
         beside = fork(cache, parent, caches)
         if forks[-1].evictions == 1 and beside.evictions == 0:
@@ -216,6 +215,8 @@ def evict_one_by_one(
             clock.add(EVICTION, forks[-1].nanoseconds - beside.nanoseconds)
         for one in (*forks[:-1], beside):
             one.lease.close(discard=True)
+    for one in ballast:
+        one.lease.close(discard=True)
     parent.close(discard=True)
 
 
@@ -232,6 +233,14 @@ def fork(cache: HybridCache, parent: Lease, caches: Caches) -> Fork:
     if lease is None:
         raise RuntimeError("fork: no room, expected that a checkpoint can be evicted")
     return Fork(lease, evicted(cache) - before, nanoseconds)
+
+
+def until_one_evicts(cache: HybridCache, parent: Lease, caches: Caches) -> list[Fork]:
+    """Fills the slabs that are free (a turn leaves one or two); the last fork had to evict."""
+    forks = [fork(cache, parent, caches)]
+    while forks[-1].evictions == 0:
+        forks.append(fork(cache, parent, caches))
+    return forks
 
 
 def evicted(cache: HybridCache) -> int:

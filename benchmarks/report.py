@@ -9,6 +9,7 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,8 +38,6 @@ def size_name(size: int) -> str:
 def machine() -> dict[str, Any]:
     import numpy
 
-    import hybridcache
-
     model = "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
@@ -50,7 +49,7 @@ def machine() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "numpy": numpy.__version__,
-        "hybridcache": getattr(hybridcache, "__version__", "unknown"),
+        "hybridcache": metadata.version("hybrid-prefix-cache"),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
@@ -166,7 +165,7 @@ def bounds(rows: Rows, memory: Rows, peers: dict[str, Any]) -> list[Bound]:
             3,
             "x",
         ),
-        Bound("a turn through a transcript, 1M / 1K", growth("transcript turn"), 2, "x"),
+        Bound("a turn through a transcript, 1M / 1K", growth("transcript: turn"), 2, "x"),
         Bound("commit of 832 tokens, 1M / 1K", growth("commit 832"), 2, "x"),
         Bound("close, 1M / 1K", growth("close"), 2, "x"),
         Bound("decode step, 1M / 1K", growth("decode step"), 2, "x"),
@@ -253,4 +252,4 @@ def plot(rows: Rows, peers: dict[str, Any], path: str) -> bool:
     return True
 
 
-OURS = ("memcmp", "match", "reserve", "commit 832", "decode step", "close", "turn", "transcript turn")
+OURS = ("memcmp", "match", "reserve", "commit 832", "decode step", "close", "turn", "transcript: turn")

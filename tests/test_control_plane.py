@@ -67,7 +67,7 @@ def test_the_bounds_are_those_that_are_promised() -> None:
         *rows("reserve", 2, 20, 250),
         *rows("match", 1, 10, 120),
         *rows("close", 3, 3, 9),
-        *rows("transcript turn", 10, 11, 19),
+        *rows("transcript: turn", 10, 11, 19),
     ]
     cold = [*rows("memcmp", 1, 10, 100, caches="cold"), *rows("reserve", 2, 20, 400, caches="cold")]
     tree = [{"policy": "default", "checkpoints": 5, "tokens": 9, "eviction_us": 4.5, "bytes_per_token": 8.5}]
@@ -209,7 +209,7 @@ def test_a_quick_run_measures_everything_within_a_minute(
     assert plotted.stat().st_size > 10_000
     printed = capsys.readouterr().out
     assert "shown by this run" in printed and "not measured" in printed
-    has_transcripts = any(operation == "transcript turn" for operation, _, _ in operations_seen)
+    has_transcripts = any(operation == "transcript: turn" for operation, _, _ in operations_seen)
     assert has_transcripts != (control_plane.NOT_YET in printed)
 
 

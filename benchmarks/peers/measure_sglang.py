@@ -109,8 +109,9 @@ class Conversation:
         return RadixKey(self.tokens[:length])
 
     def match(self) -> int:
-        """Nanoseconds of matching the next prompt."""
+        """Nanoseconds of matching the next prompt, after it was matched once: warm, as ours is."""
         params = MatchPrefixParams(key=self.key(self.length + TURN))
+        self.cache.match_prefix(params)
         nanoseconds, found = timed(lambda: self.cache.match_prefix(params))
         if found.device_prefix_len != self.length:
             raise RuntimeError(f"sglang: {found.device_prefix_len} tokens matched, expected {self.length}")

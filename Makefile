@@ -7,13 +7,17 @@
 # make mutants   deliberate bugs, each of which the tests must catch (SAMPLE=n for some of them)
 # make sanitize  the core under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer and valgrind
 # make fuzz      libFuzzer on the core's calls, check() after each (SECONDS=n)
+# make bench    what the control plane costs, beside memcmp and the peers that are set up (QUICK=1: under a minute)
+# make bench-peers   sets up SGLang, vLLM and TokenSpeed under build/peers, then make bench
+# make instructions  counts the instructions of the core's hot paths anew (needs valgrind)
 # Everything lives in .venv; nothing is installed elsewhere. PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
+COUNTER := $(wildcard benchmarks/*.cpp)
 FUZZER := $(wildcard tests/fuzz/*.cpp tests/fuzz/*.h)
 
-.PHONY: demo test test-gpu lint stress ranks mutants sanitize fuzz format clean
+.PHONY: demo test test-gpu lint stress ranks mutants sanitize fuzz bench bench-peers instructions format clean
 .DELETE_ON_ERROR:
 
 # torch is pinned to the version whose CPU wheel installs fast; it goes first, so that nothing else asks for another.
@@ -59,16 +63,27 @@ SECONDS ?= 60
 fuzz:
 	tests/fuzz/run.sh $(SECONDS)
 
+bench: .venv/built
+	mkdir -p build
+	$(BIN)/python -m benchmarks.control_plane $(if $(QUICK),--quick) --json build/control_plane.json --plot build/control_plane.png
+
+bench-peers: .venv/built
+	$(BIN)/python -m benchmarks.peers.environments
+	$(MAKE) bench
+
+instructions: .venv/installed
+	$(BIN)/python -m benchmarks.instructions --update
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(SOURCES) $(FUZZER)
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES) $(FUZZER) $(COUNTER)
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(SOURCES) $(FUZZER)
+	$(BIN)/clang-format -i $(SOURCES) $(FUZZER) $(COUNTER)
 
 clean:
 	rm -rf .venv build *.egg-info hybridcache/*.so

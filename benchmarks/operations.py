@@ -1,0 +1,247 @@
+"""What is timed: each call of a turn at a context of L tokens, batches of decoding leases, evictions.
+
+Each function builds its own cache, times call by call and adds the samples to a Recorder. A measured turn
+is a real one: the conversation grows by it, so many conversations are measured in turn, and none of the
+long ones grows by more than a few percent.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.chains import (
+    TURN,
+    VOCABULARY,
+    Chain,
+    Tokens,
+    apply,
+    make_cache,
+    make_chains,
+    prefill,
+    reserve,
+    take_turn,
+)
+from benchmarks.clock import Recorder, timed
+from benchmarks.floor import Caches, Memcmp
+from hybridcache import HybridCache, Lease
+
+DECODED = 8  # steps of a measured turn
+EVICTION = "eviction: the difference"
+MOST_TOKENS = 6 << 20  # of all conversations of a cache
+
+
+class Stopwatch:
+    """Times calls at one size and one state of the caches, and adds them up in `total`."""
+
+    def __init__(self, recorder: Recorder, size: int, caches: Caches, prefix: str = "") -> None:
+        self.recorder, self.size, self.caches, self.prefix = recorder, size, caches, prefix
+        self.total = 0
+
+    def __call__(self, operation: str, call: Callable[[], Any]) -> Any:
+        self.caches.settle()
+        nanoseconds, result = timed(call)
+        self.add(operation, nanoseconds)
+        self.total += nanoseconds
+        return result
+
+    def add(self, operation: str, nanoseconds: int) -> None:
+        self.recorder.add(self.prefix + operation, self.size, self.caches.name, nanoseconds)
+
+
+def how_many_chains(length: int, repetitions: int) -> int:
+    return max(4, min(repetitions, MOST_TOKENS // length))
+
+
+def measure_turns(recorder: Recorder, length: int, caches: Caches, repetitions: int) -> None:
+    """Every call of a turn at `length` tokens of cached context, with a memcmp of those tokens beside it."""
+    cache, chains = conversations(length, repetitions)
+    floors = [Memcmp(chain.tokens) for chain in chains]
+    for each in range(repetitions + len(chains)):
+        # The first turn of each conversation settles what the policy learns, and is not kept.
+        keep = recorder if each >= len(chains) else Recorder()
+        clock = Stopwatch(keep, length, caches)
+        chain, floor = chains[each % len(chains)], floors[each % len(chains)]
+        compare(cache, chain, floor, clock)
+        turn(cache, chain, clock, wide=each % 4 == 0)
+
+
+def conversations(length: int, repetitions: int) -> tuple[Any, list[Chain]]:
+    """A cache with room for all of them, and many conversations, each of them cached up to `length`."""
+    count = max(4, min(repetitions, MOST_TOKENS // length))
+    room = (-(-repetitions // count) + 2) * (TURN + DECODED)
+    turns = count * (length // TURN + room // TURN)
+    cache = make_cache(tokens=count * (length + room), checkpoints=2 * turns)
+    return cache, make_chains(cache, length, count, room)
+
+
+def compare(cache: HybridCache, chain: Chain, floor: Memcmp, clock: Stopwatch) -> None:
+    """memcmp and match over the same tokens. If warm, each goes over them once before it is timed."""
+    prompt = chain.prompt()
+    wide = prompt.astype(np.int64)
+    calls = {
+        "memcmp": lambda: floor.run(chain.length),
+        "ctypes call": lambda: floor.run(0),
+        "match": lambda: cache.match(prompt),
+        "match int64": lambda: cache.match(wide),
+    }
+    for operation, call in calls.items():
+        call()
+        clock(operation, call)
+
+
+def turn(cache: HybridCache, chain: Chain, clock: Stopwatch, *, wide: bool) -> None:
+    """reserve (wide: of int64), prefill of 832, decode steps, close."""
+    prompt = chain.prompt().astype(np.int64) if wide else chain.prompt()
+    cache.match(prompt)
+    operation = "reserve int64" if wide else "reserve"
+    clock.total = 0
+    lease = clock(operation, lambda: reserve(cache, prompt, max_new_tokens=64))
+    total = clock.total + rest_of_turn(chain, cache, lease, clock)
+    if not wide:
+        clock.add("turn", total)
+
+
+def rest_of_turn(chain: Chain, cache: HybridCache, lease: Lease, clock: Stopwatch) -> int:
+    """Prefill of 832, decode steps, close. Returns the nanoseconds of these, with one decode step."""
+    length = chain.length + TURN
+    clock.total = 0
+    step = clock("launch 832", lambda: lease.launch(TURN))
+    if (step.begin, step.end) != (chain.length, length):
+        raise AssertionError(f"a turn ran over {step.begin}..{step.end}, expected {chain.length}..{length}")
+    clock("plan + applied", lambda: apply(cache))
+    clock("commit 832", lease.commit)
+    total = clock.total
+    steps = DECODED if clock.caches.name == "warm" else 2
+    for at in range(length, length + steps):
+        name = "first decode step" if at == length else "decode step"  # the first leaves a boundary behind
+        nanoseconds = decode_step(cache, lease, chain.tokens[at : at + 1], clock, name)
+        total += nanoseconds if at == length else 0
+    clock("pages", lambda: lease.pages)
+    clock.total = 0
+    clock("close", lease.close)
+    chain.length = length + steps
+    return total + clock.total
+
+
+def decode_step(cache: HybridCache, lease: Lease, token: Tokens, clock: Stopwatch, name: str) -> int:
+    clock.total = 0
+    clock(f"{name}: launch", lambda: lease.launch(1))
+    launched = clock.total
+    clock(f"{name}: plan + applied", lambda: apply(cache))
+    applied = clock.total
+    clock(f"{name}: commit", lambda: lease.commit(token))
+    clock.add(name, clock.total - (applied - launched))
+    return clock.total
+
+
+def measure_transcripts(recorder: Recorder, length: int, caches: Caches, repetitions: int) -> None:
+    """The same turn through a transcript, which says only what is new."""
+    cache, chains = conversations(length, repetitions)
+    transcripts = [cache.transcript() for _ in chains]
+    for each in range(repetitions + len(chains)):
+        keep = recorder if each >= len(chains) else Recorder()
+        clock = Stopwatch(keep, length, caches, prefix="transcript: ")
+        chain, transcript = chains[each % len(chains)], transcripts[each % len(chains)]
+        transcript.extend(chain.tokens[len(transcript) : chain.length])  # what the last turn generated
+        new = chain.tokens[chain.length : chain.length + TURN]
+        clock("extend 832", functools.partial(transcript.extend, new))
+        lease = clock("reserve", functools.partial(reserve, cache, transcript, max_new_tokens=64))
+        before = clock.total
+        clock.add("turn", before + rest_of_turn(chain, cache, lease, clock))
+
+
+def measure_batches(
+    recorder: Recorder, length: int, sizes: list[int], caches: Caches, repetitions: int
+) -> None:
+    """launch + plan + commit of batches that decode one token a step, each lease at `length` tokens."""
+    most = max(sizes)
+    cache = make_cache(tokens=most * (length + 2 * repetitions * len(sizes) + 64), checkpoints=4 * most)
+    leases = []
+    for each in range(most):
+        chain = Chain(length, 0, seed=each)
+        leases.append(reserve(cache, chain.prompt(length), max_new_tokens=repetitions * len(sizes) + 64))
+        prefill(cache, leases[-1], length)
+    for size in sizes:
+        batch, counts, tokens = leases[:size], [1] * size, np.arange(size, dtype=np.int32)
+        for each in range(repetitions + 2):
+            clock = Stopwatch(recorder if each >= 2 else Recorder(), size, caches)
+            decode_batch(cache, batch, counts, tokens, clock)
+
+
+def decode_batch(
+    cache: HybridCache, leases: list[Lease], counts: list[int], tokens: Tokens, clock: Stopwatch
+) -> None:
+    clock("batch launch", lambda: cache.launch(leases, counts))
+    launched = clock.total
+    clock("batch plan + applied", lambda: apply(cache))
+    applied = clock.total
+    clock("batch commit", lambda: cache.commit(leases, tokens))
+    clock.add("batch launch + commit", clock.total - (applied - launched))
+
+
+def measure_evictions(recorder: Recorder, length: int, caches: Caches, repetitions: int) -> None:
+    """A request of one token in a full arena of conversations of `length` tokens."""
+    count = max(1, (1 << 18) // length)
+    room = (repetitions // count + 8) * TURN
+    cache = make_cache(tokens=count * length, checkpoints=count * max(length // TURN, 1), slack=0)
+    chains = [Chain(length, room, seed=each) for each in range(count)]
+    for chain in chains:
+        chain.build(cache)
+    evict_one_by_one(recorder, cache, chains, length, caches, repetitions)
+
+
+def evict_one_by_one(
+    recorder: Recorder, cache: HybridCache, chains: list[Chain], size: int, caches: Caches, repetitions: int
+) -> None:
+    """Forks of a lease on one token: one that has to evict a checkpoint, then one that finds its slab free.
+
+    A fork needs a slot as a request does, but the policy's clock, which counts requests, does not tick.
+    """
+    clock = Stopwatch(recorder, size, caches)
+    parent = reserve(cache, np.array([VOCABULARY], dtype=np.int32))
+    ballast = until_one_evicts(cache, parent, Caches("warm"))
+    for each in range(repetitions):
+        take_turn(cache, chains[each % len(chains)])
+        forks = until_one_evicts(cache, parent, caches)
+        forks[-1].lease.close(discard=True)
+        beside = fork(cache, parent, caches)
+        if forks[-1].evictions == 1 and beside.evictions == 0:
+            clock.add("fork that evicts one", forks[-1].nanoseconds)
+            clock.add("fork beside it that evicts none", beside.nanoseconds)
+            clock.add(EVICTION, forks[-1].nanoseconds - beside.nanoseconds)
+        for one in (*forks[:-1], beside):
+            one.lease.close(discard=True)
+    for one in ballast:
+        one.lease.close(discard=True)
+    parent.close(discard=True)
+
+
+class Fork(NamedTuple):
+    lease: Lease
+    evictions: int
+    nanoseconds: int
+
+
+def fork(cache: HybridCache, parent: Lease, caches: Caches) -> Fork:
+    before = evicted(cache)
+    caches.settle()
+    nanoseconds, lease = timed(parent.fork)
+    if lease is None:
+        raise RuntimeError("fork: no room, expected that a checkpoint can be evicted")
+    return Fork(lease, evicted(cache) - before, nanoseconds)
+
+
+def until_one_evicts(cache: HybridCache, parent: Lease, caches: Caches) -> list[Fork]:
+    """Fills the slabs that are free (a turn leaves one or two); the last fork had to evict."""
+    forks = [fork(cache, parent, caches)]
+    while forks[-1].evictions == 0:
+        forks.append(fork(cache, parent, caches))
+    return forks
+
+
+def evicted(cache: HybridCache) -> int:
+    return sum(count for name, count in cache.stats().items() if name.startswith("evicted_"))

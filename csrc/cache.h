@@ -22,6 +22,7 @@
 #include "history.h"
 #include "lease.h"
 #include "placement.h"
+#include "transcript.h"
 #include "tree.h"
 
 namespace hybridcache {

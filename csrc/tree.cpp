@@ -55,10 +55,12 @@ Node* Tree::find_root(const std::string& salt) const {
   return it == roots_.end() ? nullptr : it->second;
 }
 
-Walk Tree::walk(const Node* root, std::span<const Token> tokens, Position limit) const {
+Walk Tree::walk(const Node* from, std::span<const Token> tokens, Position limit) const {
   Walk walk;
+  walk.matched = from == nullptr ? 0 : from->depth;
   const auto length = static_cast<Position>(tokens.size());
-  for (const Node* node = root; node != nullptr;) {
+  for (const Node* node = from; node != nullptr;) {
+    walk.last = const_cast<Node*>(node);
     if (node->checkpoint && node->depth <= limit) walk.resume = const_cast<Node*>(node);
     if (walk.matched == length) {
       walk.checkpoint_at_end = node->checkpoint.has_value();
@@ -198,13 +200,13 @@ void Tree::remove_leaf(Node* node) {
   parent->children.erase(child_position(parent->children, node->edge.front()));
   if (parent->children.empty()) leaf_changed(parent);
   for (const PageId page : node->pages) arena_.uncount_page(page);
-  nodes_.add(-1);
+  going(node);
   delete node;
 }
 
 void Tree::remove_root(Node* root) {
   roots_.erase(roots_.find(*root->salt));
-  nodes_.add(-1);
+  going(root);
   delete root;
 }
 
@@ -218,7 +220,7 @@ void Tree::merge_into_child(Node* node) {
   child->has_content |= node->has_content;
   child->parent = node->parent;
   child_position(node->parent->children, child->edge.front())->second = child;
-  nodes_.add(-1);
+  going(node);
   delete node;
   leaf_changed(child);
 }

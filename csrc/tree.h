@@ -52,6 +52,7 @@ struct Node {
   std::vector<std::pair<Token, Node*>> children;  // sorted by the first token of the edge
   std::optional<Checkpoint> checkpoint;
   int pins = 0;                       // anchors of leases, and Pins
+  bool followed = false;              // transcripts are anchored here
   bool has_content = false;           // the edge may hold (token, content) pairs
   const std::string* salt = nullptr;  // in a root
 
@@ -68,6 +69,13 @@ class CheckpointWatcher {
   virtual void left(Node& node) = 0;     // its checkpoint has gone
 };
 
+// Is told before a node goes that is `followed`.
+class NodeWatcher {
+ public:
+  virtual ~NodeWatcher() = default;
+  virtual void going(Node& node) = 0;
+};
+
 // Equal token ids with different content are different tokens: each (token, content) pair in use has a negative number.
 class ContentTable {
  public:
@@ -77,6 +85,7 @@ class ContentTable {
   void acquire(std::span<const Token> tokens);  // once for each negative token
   void release(std::span<const Token> tokens);
   std::size_t size() const { return ids_.size(); }
+  Token token(Token negative) const { return entries_[slot(negative)].key->first; }
   std::int64_t users(Token negative) const { return entries_[slot(negative)].users; }
 
  private:
@@ -104,6 +113,7 @@ struct Walk {
   std::int64_t ways = 0;           // if it goes on there, but differently: with how many tokens
   bool checkpoint_at_end = false;  // one lies at exactly tokens.size()
   Node* resume = nullptr;          // the deepest node with a checkpoint at or below the limit
+  Node* last = nullptr;            // the deepest node whose path matches in full
 };
 
 class Tree {
@@ -114,14 +124,16 @@ class Tree {
   Tree(const Tree&) = delete;
   Tree& operator=(const Tree&) = delete;
   void watch(CheckpointWatcher* watcher) { watcher_ = watcher; }
+  void watch_nodes(NodeWatcher* watcher) { node_watcher_ = watcher; }
 
   // The root of a salt; null if nothing is known under it. O(log salts).
   Node* find_root(const std::string& salt) const;
   Node* make_root(const std::string& salt);
   const std::map<std::string, Node*>& roots() const { return roots_; }
 
-  // How far `tokens` are known, and the deepest checkpoint at or below `limit`. Changes nothing (I9). One memcmp pass.
-  Walk walk(const Node* root, std::span<const Token> tokens, Position limit) const;
+  // How far `tokens` are known, and the deepest checkpoint at or below `limit`, from the node `from` on, whose path
+  // they match. Changes nothing (I9). One memcmp pass over what lies beyond it.
+  Walk walk(const Node* from, std::span<const Token> tokens, Position limit) const;
 
   // The node at exactly from->depth + tokens.size() below `from`, or null.
   Node* find(Node* from, std::span<const Token> tokens) const;
@@ -164,6 +176,10 @@ class Tree {
   void remove_root(Node* root);
   void settle(Node* node);
   void add_child(Node* parent, Node* child);
+  void going(Node* node) {
+    if (node->followed) node_watcher_->going(*node);
+    nodes_.add(-1);
+  }
   void leaf_changed(Node* node) {
     if (node->checkpoint) watcher_->changed(*node);
   }
@@ -173,6 +189,7 @@ class Tree {
   ContentTable& contents_;
   Digest& digest_;
   CheckpointWatcher* watcher_ = nullptr;
+  NodeWatcher* node_watcher_ = nullptr;
   std::map<std::string, Node*> roots_;
   std::uint64_t tick_ = 0;
   Counter nodes_, checkpoints_;

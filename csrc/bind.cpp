@@ -57,10 +57,14 @@ class Door {
 
 using Contents = std::vector<std::pair<Position, py::bytes>>;
 
+std::vector<ContentKey> content_keys(const Contents& contents) {
+  std::vector<ContentKey> keys;
+  for (const auto& [position, content] : contents) keys.push_back({position, content});
+  return keys;
+}
+
 Prompt make_prompt(const Tokens& tokens, const py::bytes& salt, const Contents& contents) {
-  Prompt prompt{tokens.span(), salt, {}};
-  for (const auto& [position, content] : contents) prompt.content_keys.push_back({position, content});
-  return prompt;
+  return {tokens.span(), salt, content_keys(contents)};
 }
 
 template <class T>
@@ -151,18 +155,60 @@ class Core {
 
   py::tuple match(py::handle tokens, const py::bytes& salt, const Contents& contents) {
     Door door(lock_);
-    const Tokens view(tokens, "tokens");
+    const Tokens view(tokens, "tokens", false);
     const auto prompt = make_prompt(view, salt, contents);
     return to_tuple(released(view, [&] { return cache_.match(prompt); }));
   }
 
-  std::optional<LeaseId> reserve(py::handle tokens, const py::bytes& salt, const std::vector<Position>& breakpoints,
-                                 const Contents& contents, Position max_new_tokens, std::int64_t now, int priority) {
+  std::optional<LeaseId> reserve(py::handle tokens, const py::bytes& salt, const Contents& contents,
+                                 const std::vector<Position>& breakpoints, Position max_new_tokens, std::int64_t now,
+                                 int priority) {
     Door door(lock_);
-    const Tokens view(tokens, "tokens");
+    const Tokens view(tokens, "tokens", false);
     const auto prompt = make_prompt(view, salt, contents);
     const ReserveOptions options{breakpoints, max_new_tokens, now, priority};
     return door.change([&] { return released(view, [&] { return cache_.reserve(prompt, options); }); });
+  }
+
+  TranscriptId transcript(const py::bytes& salt) {
+    Door door(lock_);
+    return door.change([&] { return cache_.open_transcript(salt); });
+  }
+
+  Position extend(TranscriptId id, py::handle tokens, const Contents& contents) {
+    Door door(lock_);
+    const Tokens view(tokens, "tokens");
+    const auto keys = content_keys(contents);
+    door.change([&] { cache_.extend(id, view.span(), keys); });
+    return std::ssize(cache_.transcript(id).tokens);
+  }
+
+  Position truncate(TranscriptId id, Position length) {
+    Door door(lock_);
+    door.change([&] { cache_.truncate(id, length); });
+    return length;
+  }
+
+  py::array_t<Token> transcript_tokens(TranscriptId id) {
+    Door door(lock_);
+    return array(std::span<const Token>(cache_.plain_tokens(id)));
+  }
+
+  void close_transcript(TranscriptId id) {
+    Door door(lock_);
+    door.change([&] { cache_.close_transcript(id); });
+  }
+
+  py::tuple match_transcript(TranscriptId id) {
+    Door door(lock_);
+    return to_tuple(cache_.match(cache_.prompt(id)));
+  }
+
+  std::optional<LeaseId> reserve_transcript(TranscriptId id, const std::vector<Position>& breakpoints,
+                                            Position max_new_tokens, std::int64_t now, int priority) {
+    Door door(lock_);
+    const ReserveOptions options{breakpoints, max_new_tokens, now, priority};
+    return door.change([&] { return cache_.reserve(cache_.prompt(id), options); });
   }
 
   std::optional<py::tuple> launch_one(LeaseId id, Position count, std::int64_t rows) {
@@ -228,12 +274,21 @@ class Core {
 
   py::array_t<PageId> pages(LeaseId id) {
     Door door(lock_);
-    return array(std::span(cache_.lease(id).pages));
+    auto shared = std::make_unique<std::shared_ptr<const PageTable::Pages>>(cache_.lease(id).pages.share());
+    const auto& pages = **shared;
+    const auto size = static_cast<py::ssize_t>(pages.size());
+    const PageId* data = pages.data();
+    const py::capsule owner(shared.release(), [](void* held) {
+      delete static_cast<std::shared_ptr<const PageTable::Pages>*>(held);
+    });
+    py::array_t<PageId> view(size, data, owner);
+    view.attr("flags").attr("writeable") = false;
+    return view;
   }
 
   std::optional<std::pair<PinId, Position>> pin(py::handle tokens, const py::bytes& salt, const Contents& contents) {
     Door door(lock_);
-    const Tokens view(tokens, "tokens");
+    const Tokens view(tokens, "tokens", false);
     const auto prompt = make_prompt(view, salt, contents);
     const auto id = door.change([&] { return cache_.pin(prompt); });
     if (!id) return std::nullopt;
@@ -318,8 +373,16 @@ PYBIND11_MODULE(_core, module) {
   py::class_<Core>(module, "Core")
       .def(py::init<const Options&>(), py::arg("options"))
       .def("match", &Core::match, py::arg("tokens"), py::arg("salt"), py::arg("content_keys"))
-      .def("reserve", &Core::reserve, py::arg("tokens"), py::arg("salt"), py::arg("breakpoints"),
-           py::arg("content_keys"), py::arg("max_new_tokens"), py::arg("now"), py::arg("priority"))
+      .def("reserve", &Core::reserve, py::arg("tokens"), py::arg("salt"), py::arg("content_keys"),
+           py::arg("breakpoints"), py::arg("max_new_tokens"), py::arg("now"), py::arg("priority"))
+      .def("transcript", &Core::transcript, py::arg("salt"))
+      .def("extend", &Core::extend, py::arg("transcript"), py::arg("tokens"), py::arg("content_keys"))
+      .def("truncate", &Core::truncate, py::arg("transcript"), py::arg("length"))
+      .def("transcript_tokens", &Core::transcript_tokens, py::arg("transcript"))
+      .def("close_transcript", &Core::close_transcript, py::arg("transcript"))
+      .def("match_transcript", &Core::match_transcript, py::arg("transcript"))
+      .def("reserve_transcript", &Core::reserve_transcript, py::arg("transcript"), py::arg("breakpoints"),
+           py::arg("max_new_tokens"), py::arg("now"), py::arg("priority"))
       .def("launch_one", &Core::launch_one, py::arg("lease"), py::arg("count"), py::arg("rows"))
       .def("launch", &Core::launch, py::arg("leases"), py::arg("counts"), py::arg("rows"))
       .def("plan", &Core::plan)

@@ -29,7 +29,8 @@ Cache::Cache(const Options& options)
       tree_(options_.paging, arena_, contents_, digest_),
       eviction_(options_, tree_, history_),
       admission_(arena_, eviction_, [this](const auto& visit, const Node* held) { each_pinned_page(visit, held); }),
-      placement_(options_) {}
+      placement_(options_),
+      transcripts_(options_.paging, tree_, contents_) {}
 
 const Lease& Cache::lease(LeaseId id) const {
   const auto it = leases_.find(id);
@@ -47,20 +48,45 @@ Lease& Cache::open_lease(LeaseId id) {
 void Cache::check_prompt(const Prompt& prompt) const {
   const auto length = static_cast<Position>(prompt.tokens.size());
   if (length == 0) refuse("tokens: empty, at least one token was expected");
-  Position last = -1;
-  for (const auto& key : prompt.content_keys) {
-    if (key.position <= last || key.position >= length) {
-      refuse("content_keys: position " + text(key.position) + ", expected ascending positions in [0, " + text(length) +
-             ")");
+  check_keys(prompt.content_keys, 0, length);
+}
+
+void Cache::check_keys(std::span<const ContentKey> keys, Position first, Position end) const {
+  Position last = first - 1;
+  for (const auto& key : keys) {
+    if (key.position <= last || key.position >= end) {
+      refuse("content_keys: position " + text(key.position) + ", expected ascending positions in [" + text(first) +
+             ", " + text(end) + ")");
     }
     last = key.position;
   }
 }
 
-std::vector<Token> Cache::with_content(const Prompt& prompt) const {
+// Ids below 0 are the content table's. What equals the tree's tokens needs no look, unless there are any.
+void Cache::check_ids(const Prompt& prompt, Position from) const {
+  if (prompt.transcript != nullptr) return;
+  const auto tokens = prompt.tokens.subspan(contents_.size() > 0 ? 0 : from);
+  Token signs = 0;  // one vectorised pass; which one it was is looked up only for the message
+  for (const Token token : tokens) signs |= token;
+  if (signs >= 0) return;
+  const auto bad = std::find_if(tokens.begin(), tokens.end(), [](Token token) { return token < 0; });
+  refuse("tokens: " + text(*bad) + " at index " + text(&*bad - prompt.tokens.data()) + ", expected 0 <= token < 2**31");
+}
+
+// How far the prompt is known. Refuses ids that are none.
+Walk Cache::walk(const Prompt& prompt, Position limit) const {
+  if (prompt.transcript != nullptr) return transcripts_.walk(*prompt.transcript, limit);
+  const Node* root = tree_.find_root(prompt.salt);
+  if (contents_.size() > 0) check_ids(prompt, 0);
+  if (prompt.content_keys.empty()) {
+    const auto walk = tree_.walk(root, prompt.tokens, limit);
+    check_ids(prompt, walk.matched);
+    return walk;
+  }
+  check_ids(prompt, 0);
   std::vector<Token> tokens(prompt.tokens.begin(), prompt.tokens.end());
   for (const auto& key : prompt.content_keys) tokens[key.position] = contents_.find(tokens[key.position], key.content);
-  return tokens;
+  return tree_.walk(root, tokens, limit);
 }
 
 Match Cache::to_match(const Walk& walk, Position length) const {
@@ -81,9 +107,7 @@ Match Cache::to_match(const Walk& walk, Position length) const {
 Match Cache::match(const Prompt& prompt) const {
   check_prompt(prompt);
   const auto length = static_cast<Position>(prompt.tokens.size());
-  const Node* root = tree_.find_root(prompt.salt);
-  if (prompt.content_keys.empty()) return to_match(tree_.walk(root, prompt.tokens, length - 1), length);
-  return to_match(tree_.walk(root, with_content(prompt), length - 1), length);
+  return to_match(walk(prompt, length - 1), length);
 }
 
 // ---------------------------------------------------------------- reserve
@@ -104,9 +128,7 @@ std::optional<LeaseId> Cache::reserve(const Prompt& prompt, const ReserveOptions
     refuse("tokens: a prompt of " + text(length) + " and max_new_tokens=" + text(options.max_new_tokens) +
            " need one slot and " + text(pages) + " pages, more than the empty arena can hold");
   }
-  const auto keyed = prompt.content_keys.empty() ? std::vector<Token>() : with_content(prompt);
-  const auto walk = tree_.walk(tree_.find_root(prompt.salt),
-                               keyed.empty() ? prompt.tokens : std::span<const Token>(keyed), length - 1);
+  const auto walk = this->walk(prompt, length - 1);
   const auto match = to_match(walk, length);  // before anything leaves: walk.resume may
   const auto node = make_room_to_resume(prompt.salt, walk.resume, pages);
   if (!node) {
@@ -125,7 +147,7 @@ std::optional<LeaseId> Cache::reserve(const Prompt& prompt, const ReserveOptions
     placement_.used(kind);
     counters_.restored[index(kind)].add();
   }
-  resume(*lease, *node, pages);
+  resume(*lease, *node, pages, prompt.transcript);
   keep_tokens(*lease, prompt);
   if (keeps_history()) {
     if (options.now >= 0) history_.tell(options.now);
@@ -163,12 +185,19 @@ std::optional<Node*> Cache::make_room_to_resume(const std::string& salt, Node* d
 }
 
 // REQUIRES: node (a root, or a node with a checkpoint) is pinned, its checkpoint too, and there is room.
-void Cache::resume(Lease& lease, Node* node, Position pages) {
+void Cache::resume(Lease& lease, Node* node, Position pages, const Transcript* transcript) {
   const auto start = node->depth;
   lease.course.start = lease.course.boundary = lease.committed = lease.computed = start;
   lease.anchor = node;
   lease.live = arena_.take_slot();
-  lease.pages = tree_.path_pages(node);
+  std::vector<PageId> table;
+  table.reserve(pages);
+  if (transcript == nullptr) {
+    tree_.append_pages(node, table);
+  } else {  // its anchor lies at or below the node: this one is pinned
+    table.assign(transcript->table.begin(), transcript->table.begin() + paging().whole(start));
+  }
+  lease.pages = PageTable(std::move(table));
   lease.owned.assign(lease.pages.size(), false);
   take_pages(lease, pages);
   if (start == 0) return;
@@ -189,6 +218,10 @@ void Cache::take_pages(Lease& lease, Position pages) {
 void Cache::keep_tokens(Lease& lease, const Prompt& prompt) {
   const auto start = lease.course.start;
   lease.tokens.assign(prompt.tokens.begin() + start, prompt.tokens.end());
+  if (prompt.transcript != nullptr && prompt.transcript->has_content) {
+    contents_.acquire(lease.tokens);
+    lease.has_content = true;
+  }
   for (const auto& key : prompt.content_keys) {
     if (key.position < start) continue;
     auto& token = lease.tokens[key.position - start];
@@ -258,12 +291,32 @@ std::optional<LeaseId> Cache::fork(LeaseId id) {
   return child_id;
 }
 
+// ---------------------------------------------------------------- transcripts
+
+Prompt Cache::prompt(TranscriptId id) const {
+  Transcript& transcript = transcripts_.at(id);
+  return {transcript.tokens, transcript.salt, {}, &transcript};
+}
+
+void Cache::extend(TranscriptId id, std::span<const Token> tokens, std::span<const ContentKey> keys) {
+  Transcript& transcript = transcripts_.at(id);
+  const auto before = static_cast<Position>(transcript.tokens.size());
+  check_keys(keys, before, before + static_cast<Position>(tokens.size()));
+  transcripts_.extend(transcript, tokens, keys);
+}
+
+void Cache::truncate(TranscriptId id, Position length) {
+  Transcript& transcript = transcripts_.at(id);
+  const auto now = static_cast<Position>(transcript.tokens.size());
+  if (length < 0 || length > now) refuse("length: " + text(length) + ", expected 0 <= length <= " + text(now));
+  transcripts_.truncate(transcript, length);
+}
+
 // ---------------------------------------------------------------- pins, clear
 
 std::optional<PinId> Cache::pin(const Prompt& prompt) {
   check_prompt(prompt);
-  const auto keyed = with_content(prompt);
-  const auto walk = tree_.walk(tree_.find_root(prompt.salt), keyed, static_cast<Position>(keyed.size()));
+  const auto walk = this->walk(prompt, static_cast<Position>(prompt.tokens.size()));
   if (walk.resume == nullptr) return std::nullopt;
   tree_.pin(walk.resume);
   tree_.pin_checkpoint(walk.resume);
@@ -326,6 +379,7 @@ std::vector<std::pair<std::string, std::int64_t>> Cache::stats() const {
                                                              {"open_leases", c.open_leases.get()},
                                                              {"resting_leases", c.resting_leases.get()},
                                                              {"pins", c.pins.get()},
+                                                             {"transcripts", transcripts_.count()},
                                                              {"nodes", tree_.nodes()},
                                                              {"checkpoints", tree_.checkpoints()},
                                                              {"tree_pages", arena_.counted_pages()},

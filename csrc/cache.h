@@ -27,15 +27,11 @@
 
 namespace hybridcache {
 
-struct ContentKey {
-  Position position;
-  std::string content;
-};
-
 struct Prompt {
-  std::span<const Token> tokens;  // >= 0
+  std::span<const Token> tokens;  // checked by the cache, where the tree does not know them
   std::string salt;
   std::vector<ContentKey> content_keys;  // positions ascending
+  Transcript* transcript = nullptr;      // whose tokens these are, with content ids
 };
 
 struct ReserveOptions {
@@ -87,6 +83,15 @@ class Cache {
   // `now`, `expected_return`: the caller's time, -1: not told.
   void close(LeaseId lease, Keep keep, bool discard, std::int64_t now = -1, std::int64_t expected_return = -1);
 
+  // A session's tokens, kept here; see transcript.h. A prompt of one costs what is new since it was asked for last.
+  TranscriptId open_transcript(const std::string& salt) { return transcripts_.open(salt); }
+  void close_transcript(TranscriptId id) { transcripts_.close(id); }
+  void extend(TranscriptId id, std::span<const Token> tokens, std::span<const ContentKey> keys);
+  void truncate(TranscriptId id, Position length);
+  const Transcript& transcript(TranscriptId id) const { return transcripts_.at(id); }
+  std::vector<Token> plain_tokens(TranscriptId id) const { return transcripts_.plain_tokens(transcripts_.at(id)); }
+  Prompt prompt(TranscriptId id) const;
+
   // Keeps the deepest checkpoint of the prompt, and with it the path, until released; nullopt if there is none.
   std::optional<PinId> pin(const Prompt& prompt);
   Position pinned_length(PinId pin) const;
@@ -120,14 +125,16 @@ class Cache {
   bool keeps_history() const { return options_.policy == Policy::learned; }
 
   // cache.cpp
-  std::vector<Token> with_content(const Prompt& prompt) const;
   void check_prompt(const Prompt& prompt) const;
+  void check_keys(std::span<const ContentKey> keys, Position first, Position end) const;
+  void check_ids(const Prompt& prompt, Position from) const;
+  Walk walk(const Prompt& prompt, Position limit) const;
   void check_breakpoints(const std::vector<Position>& breakpoints, Position last) const;
   Match to_match(const Walk& walk, Position length) const;
   Lease& open_lease(LeaseId id);
   Lease& add_lease(std::unique_ptr<Lease> lease);
   std::optional<Node*> make_room_to_resume(const std::string& salt, Node* deepest, Position pages);
-  void resume(Lease& lease, Node* node, Position pages);
+  void resume(Lease& lease, Node* node, Position pages, const Transcript* transcript = nullptr);
   void keep_tokens(Lease& lease, const Prompt& prompt);
   void take_pages(Lease& lease, Position pages);
   void each_pinned_page(const std::function<void(PageId)>& visit, const Node* held) const;
@@ -180,6 +187,7 @@ class Cache {
   Eviction eviction_;
   Admission admission_;
   Placement placement_;
+  mutable Transcripts transcripts_;  // what they remember of the tree is no state of the cache (I9)
   std::map<LeaseId, std::unique_ptr<Lease>> leases_;  // open and resting
   std::map<PinId, Node*> pins_;
   LeaseId next_lease_ = 1;

@@ -37,6 +37,7 @@ void Checker::check() {
     ++checkpoint_pins_[pin];
   }
   visit_tree();
+  for (const auto& [id, transcript] : cache_.transcripts_.all()) visit_transcript(*transcript);
   check_pins();
   check_partition();
   check_slabs();
@@ -142,7 +143,8 @@ void Checker::visit_lease(const Lease& lease) {
 
 void Checker::visit_page_table(const Lease& lease) {
   const auto written_from = cache_.paging().whole(lease.committed);
-  const auto path = cache_.tree_.path_pages(lease.anchor);
+  std::vector<PageId> path;
+  cache_.tree_.append_pages(lease.anchor, path);
   for (std::size_t i = 0; i < lease.pages.size(); ++i) {
     pages_[lease.pages[i]].lease += lease.owned[i];
     require(lease.owned[i] || static_cast<Position>(i) < written_from, "I5", [&] {
@@ -160,6 +162,28 @@ void Checker::visit_path(const Lease& lease) const {
     const auto known = lease.span(from, node->depth);
     require(std::equal(known.begin(), known.end(), node->edge.begin() + (from - node->begin())), "I4",
             [&] { return "lease " + text(lease.id) + " is anchored below other tokens than it committed"; });
+  }
+}
+
+// Its anchor lies on a path of its salt whose tokens are its first ones, and the table is that path's.
+void Checker::visit_transcript(const Transcript& transcript) {
+  const auto wrong = [&](const char* what) { return [&, what] { return "transcript " + text(transcript.id) + what; }; };
+  for (const Token token : transcript.tokens) {
+    if (token < 0) ++content_users_[token];
+  }
+  std::vector<PageId> table;
+  const Node* node = transcript.anchor;
+  if (node != nullptr) {
+    require(std::find(nodes_.begin(), nodes_.end(), node) != nodes_.end(), "I1", wrong(" is anchored at no node"));
+    require(node->followed && cache_.transcripts_.anchors(node, transcript), "I1", wrong("'s anchor does not know it"));
+    require(node->depth <= std::ssize(transcript.tokens), "I2", wrong(" is shorter than the path to its anchor"));
+    cache_.tree_.append_pages(node, table);
+  }
+  require(table == transcript.table, "I1", wrong("'s table is not that of the path to its anchor"));
+  for (; node != nullptr; node = node->parent) {
+    const bool same = std::equal(node->edge.begin(), node->edge.end(), transcript.tokens.begin() + node->begin());
+    require(same, "I2", wrong(" is anchored on a path of other tokens"));
+    require(node->parent != nullptr || *node->salt == transcript.salt, "I8", wrong(" is anchored in another salt"));
   }
 }
 
@@ -284,6 +308,9 @@ std::string Checker::dump() const {
     }
   }
   for (const auto& [id, lease] : cache_.leases_) print_lease(out, *lease);
+  for (const auto& [id, transcript] : cache_.transcripts_.all()) {
+    out += "transcript " + text(id) + ": " + text(std::ssize(transcript->tokens)) + " tokens\n";
+  }
   return out;
 }
 

@@ -44,6 +44,7 @@ class Checker {
   void visit_lease(const Lease& lease);
   void visit_page_table(const Lease& lease);
   void visit_path(const Lease& lease) const;
+  void visit_transcript(const Transcript& transcript);
   void check_pins();
   void check_partition() const;
   void check_slabs() const;

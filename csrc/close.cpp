@@ -79,7 +79,7 @@ void Cache::let_go(Lease& lease) {
       for (const SlotId row : *rows) arena_.free_slot(row);
     }
   }
-  for (std::size_t i = 0; i < lease.pages.size(); ++i) {
+  for (std::size_t i = paging().whole(lease.course.start); i < lease.pages.size(); ++i) {  // the tree's come before
     if (lease.owned[i]) arena_.release_page(lease.pages[i]);
   }
   Node* last = Tree::ancestor_at(lease.anchor, lease.course.boundary);

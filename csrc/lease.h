@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "history.h"
+#include "page_table.h"
 #include "placement.h"
 #include "tree.h"
 
@@ -41,7 +42,7 @@ struct Lease {
   std::vector<Token> tokens;  // from course.start on; prompt first
   bool has_content = false;
 
-  std::vector<PageId> pages;      // the page table
+  PageTable pages;                // from position 0 on
   std::vector<bool> owned;        // which entries this lease owns
   std::vector<PageId> new_pages;  // taken, and not yet in a collected plan: they may be dirty
   std::int32_t home = kNone;      // slab of the last page taken

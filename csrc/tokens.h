@@ -1,5 +1,5 @@
-// Tokens as a caller hands them over: int32 buffers are read where they lie, int64 and lists are copied. Every id is
-// checked here, so that the core may rely on it.
+// Tokens as a caller hands them over: int32 buffers are read where they lie, int64 and lists are copied. Ids are checked
+// here, so that the core may rely on it, but those of a prompt: most of it equals what the tree knows.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -18,7 +18,8 @@ namespace py = pybind11;
 // A read-only view of the caller's tokens, valid while it lives.
 class Tokens {
  public:
-  Tokens(py::handle source, const char* name) : name_(name) {
+  // `checked`: ids below 0 are refused here; else only those of an int64 buffer or of a list, the cache does the rest.
+  Tokens(py::handle source, const char* name, bool checked = true) : name_(name), checked_(checked) {
     py::object holder = py::reinterpret_borrow<py::object>(source);
     if (!PyObject_CheckBuffer(holder.ptr()) && py::hasattr(holder, "data_ptr") && py::hasattr(holder, "numpy"))
       holder = from_tensor(holder);
@@ -68,7 +69,7 @@ class Tokens {
       const auto count = static_cast<std::size_t>(view_.shape[0]);
       if (view_.itemsize == 4) {
         span_ = {static_cast<const Token*>(view_.buf), count};
-        check(span_);
+        if (checked_) check(span_);
       } else {
         narrow({static_cast<const std::int64_t*>(view_.buf), count});
       }
@@ -129,6 +130,7 @@ class Tokens {
   }
 
   const std::string name_;
+  const bool checked_;
   Py_buffer view_{};
   bool held_ = false;
   std::vector<Token> copy_;

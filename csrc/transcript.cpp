@@ -8,6 +8,7 @@ TranscriptId Transcripts::open(const std::string& salt) {
   auto transcript = std::make_unique<Transcript>();
   transcript->id = next_++;
   transcript->salt = salt;
+  count_.add();
   return (all_[transcript->id] = std::move(transcript))->id;
 }
 
@@ -16,6 +17,7 @@ void Transcripts::close(TranscriptId id) {
   leave(transcript);
   contents_.release(transcript.tokens);
   all_.erase(id);
+  count_.add(-1);
 }
 
 Transcript& Transcripts::at(TranscriptId id) const {

@@ -49,6 +49,7 @@ class Transcripts : public NodeWatcher {
   void going(Node& node) override;
 
   const std::map<TranscriptId, std::unique_ptr<Transcript>>& all() const { return all_; }
+  std::int64_t count() const { return count_.get(); }
   bool anchors(const Node* node, const Transcript& transcript) const;
 
  private:
@@ -63,6 +64,7 @@ class Transcripts : public NodeWatcher {
   std::map<TranscriptId, std::unique_ptr<Transcript>> all_;
   std::unordered_map<const Node*, std::vector<Transcript*>> anchored_;  // looked up, never walked
   TranscriptId next_ = 1;
+  Counter count_;
 };
 
 }  // namespace hybridcache

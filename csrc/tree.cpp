@@ -108,11 +108,11 @@ PageId Tree::path_page(const Node* node, Position number) const {
   return node->pages.at(number - paging_.whole(node->begin()));
 }
 
-std::vector<PageId> Tree::path_pages(const Node* node) const {
-  std::vector<PageId> pages(paging_.whole(node->depth));
+void Tree::append_pages(const Node* node, std::vector<PageId>& table) const {
+  const auto first = static_cast<Position>(table.size());
+  table.resize(first + paging_.whole(node->depth));
   for (; node->parent != nullptr; node = node->parent)
-    std::copy(node->pages.begin(), node->pages.end(), pages.begin() + paging_.whole(node->begin()));
-  return pages;
+    std::copy(node->pages.begin(), node->pages.end(), table.begin() + first + paging_.whole(node->begin()));
 }
 
 // ---------------------------------------------------------------- growing

@@ -162,8 +162,8 @@ class Tree {
 
   // Page number `number` of the path to `node`. REQUIRES: it is whole there.
   PageId path_page(const Node* node, Position number) const;
-  // The pages of the path to `node` that are whole there.
-  std::vector<PageId> path_pages(const Node* node) const;
+  // Appends the pages of the path to `node` that are whole there.
+  void append_pages(const Node* node, std::vector<PageId>& table) const;
 
   std::int64_t nodes() const { return nodes_.get(); }
   std::int64_t checkpoints() const { return checkpoints_.get(); }

@@ -91,6 +91,12 @@ struct Options {
   bool has(Part part) const { return (without >> static_cast<int>(part) & 1) == 0; }
 };
 
+// What the token at a position stands for, where equal ids may have different content.
+struct ContentKey {
+  Position position;
+  std::string content;
+};
+
 struct Match {
   Position length = 0;     // resumable: KV and a state at exactly this position
   Position kv_length = 0;  // how far the tree knows the tokens

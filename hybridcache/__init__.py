@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hybridcache.cache import HybridCache, Lease, Pin
+from hybridcache._handles import Pin, Transcript
+from hybridcache.cache import HybridCache, Lease
 from hybridcache.config import LayerSpec, ModelLayout, TensorSpec
 from hybridcache.errors import ConcurrencyError, InvariantError, StateError
 from hybridcache.values import Geometry, Match, Plan, Step, Steps
@@ -33,6 +34,7 @@ __all__ = [
     "Step",
     "Steps",
     "TensorSpec",
+    "Transcript",
 ]
 
 

@@ -35,6 +35,7 @@ from hybridcache._arguments import (
     set_layout,
     size_arena,
 )
+from hybridcache._handles import Pin, Transcript
 from hybridcache.errors import InvariantError, StateError
 from hybridcache.values import Int32, Layout, Match, Plan, Step, Steps
 
@@ -122,8 +123,8 @@ class Lease:
 
     @property
     def pages(self) -> Int32:
-        """The page table: int32[capacity / page_size], a copy. `launch` may append to it; no entry
-        changes."""
+        """The page table: int32[capacity / page_size], a read-only view, no copy. No entry ever changes; what
+        `launch` appends shows in the next view. O(1)."""
         return self._core.pages(self._id)
 
     def launch(self, count: int, *, rows: int | None = None) -> Step | None:
@@ -208,28 +209,6 @@ class Lease:
                     self.close(discard=True)
 
 
-class Pin:
-    """Keeps one checkpoint and the path to it from being evicted, until `release` or the end of a `with`."""
-
-    def __init__(self, core: _core.Core, pin_id: int, length: int) -> None:
-        self._core = core
-        self._id = pin_id
-        self.length = length  # position of the checkpoint, tokens
-        self.released = False
-
-    def release(self) -> None:
-        """Lets go. StateError if it was released."""
-        self._core.release(self._id)
-        self.released = True
-
-    def __enter__(self) -> Pin:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if not self.released:
-            self.release()
-
-
 class HybridCache:
     """The prefix cache of one model (on one tensor-parallel rank).
 
@@ -298,13 +277,18 @@ class HybridCache:
 
     def match(self, tokens: Tokens, *, salt: bytes = b"", content_keys: ContentKeys = ()) -> Match:
         """How far `tokens` are known and could be resumed. Changes nothing (I9). One memcmp pass over the
-        tokens.
+        tokens, or for a transcript over what is new in it.
 
-        tokens: int32 or int64 [L], L >= 1, ids in [0, 2**31). salt: the namespace. content_keys: (position,
+        tokens: int32 or int64 [L], L >= 1, ids in [0, 2**31), or a Transcript, without salt and content_keys
+        beside it, which it has. salt: the namespace. content_keys: (position,
         bytes), ascending: what the token at that position stands for, where equal ids may have different
         content (images).
         """
-        return Match(*self._core.match(tokens, check_salt(salt), check_content_keys(content_keys)))  # type: ignore[arg-type]
+        if isinstance(tokens, Transcript):
+            found = self._core.match_transcript(tokens.of(self._core, salt, content_keys))
+        else:
+            found = self._core.match(tokens, check_salt(salt), check_content_keys(content_keys))
+        return Match(*found)  # type: ignore[arg-type]
 
     def reserve(
         self,
@@ -326,19 +310,23 @@ class HybridCache:
         step doubles what the default policy thinks the boundaries of this request are worth. One memcmp
         pass, then O(new tokens + pages + log n).
         """
-        lease = self._core.reserve(
-            tokens,
-            check_salt(salt),
-            [
-                check_integer("breakpoints", each, low=-(2**62))
-                for each in check_each("breakpoints", breakpoints)
-            ],
-            check_content_keys(content_keys),
+        options = (
+            [check_integer("breakpoints", at, low=-(2**62)) for at in check_each("breakpoints", breakpoints)],
             check_integer("max_new_tokens", max_new_tokens, low=0, high=2**40),
             check_time("now", now),
             check_integer("priority", priority, low=-8, high=8),
         )
+        if isinstance(tokens, Transcript):
+            lease = self._core.reserve_transcript(tokens.of(self._core, salt, content_keys), *options)
+        else:
+            keys = check_content_keys(content_keys)
+            lease = self._core.reserve(tokens, check_salt(salt), keys, *options)
         return None if lease is None else Lease(self, lease)
+
+    def transcript(self, *, salt: bytes = b"") -> Transcript:
+        """A session's tokens, kept by the core: a turn through it costs what is new. O(1)."""
+        salt = check_salt(salt)
+        return Transcript(self._core, self._core.transcript(salt), salt)
 
     def launch(
         self, leases: Sequence[Lease], counts: Sequence[int], *, rows: Sequence[int | None] | None = None

@@ -1,0 +1,43 @@
+// The pages of a lease, in order. It owns them as numbers, and shares them with whoever looks: entries never change,
+// so a view stays right while the table grows, in place or, where that would move what others see, into a copy.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "types.h"
+
+namespace hybridcache {
+
+class PageTable {
+ public:
+  using Pages = std::vector<PageId>;
+
+  PageTable() = default;
+  explicit PageTable(Pages pages) : pages_(std::make_shared<Pages>(std::move(pages))) {}
+
+  std::size_t size() const { return pages_->size(); }
+  PageId operator[](std::size_t number) const { return (*pages_)[number]; }
+  PageId back() const { return pages_->back(); }
+  auto begin() const { return std::as_const(*pages_).begin(); }
+  auto end() const { return std::as_const(*pages_).end(); }
+  operator std::span<const PageId>() const { return *pages_; }
+  std::shared_ptr<const Pages> share() const { return pages_; }
+
+  void push_back(PageId page) {
+    if (pages_->size() == pages_->capacity() && pages_.use_count() > 1) {
+      auto grown = std::make_shared<Pages>();
+      grown->reserve(2 * pages_->size());
+      grown->assign(pages_->begin(), pages_->end());
+      pages_ = std::move(grown);
+    }
+    pages_->push_back(page);
+  }
+
+ private:
+  std::shared_ptr<Pages> pages_ = std::make_shared<Pages>();
+};
+
+}  // namespace hybridcache

@@ -13,6 +13,7 @@ import numpy as np
 
 from hybridcache.errors import StateError
 from tests.harness import Flight, Harness, Pick
+from tests.harness_transcripts import Session
 
 Mistake = tuple[str, Callable[[], Any], type[Exception] | tuple[type[Exception], ...]]
 
@@ -73,10 +74,58 @@ def wrong_order(h: Harness, flight: Flight) -> Iterator[Mistake]:
             yield "commit of a negative token", lambda: lease.commit([-1] * len(feed)), ValueError
 
 
+def wrong_transcript(h: Harness, session: Session) -> Iterator[Mistake]:
+    core, t, told = h.core, session.core, session.told
+    foreign = type(core)(h.config.layout, **h.config.memory).transcript()
+    foreign.extend([1])
+    yield "salt beside a transcript", lambda: core.match(t, salt=b"tenant"), ValueError
+    yield "content beside a transcript", lambda: core.reserve(t, content_keys=[(0, b"x")]), ValueError
+    yield "a transcript of another cache", lambda: core.reserve(foreign), ValueError
+    yield "match of a transcript of another cache", lambda: core.match(foreign), ValueError
+    yield "truncate beyond the end", lambda: t.truncate(told + 1), ValueError
+    yield "truncate to less than nothing", lambda: t.truncate(-1), ValueError
+    yield "truncate to a fraction", lambda: t.truncate(0.5), TypeError
+    yield "extend by a negative token", lambda: t.extend([1, -1]), ValueError
+    yield "extend by text", lambda: t.extend(["a"]), TypeError
+    yield (
+        "content beyond what is appended",
+        lambda: t.extend([1], content_keys=[(told + 1, b"x")]),
+        ValueError,
+    )
+    if told:
+        yield (
+            "content of an earlier token",
+            lambda: t.extend([1], content_keys=[(told - 1, b"x")]),
+            ValueError,
+        )
+        yield "a breakpoint beyond it", lambda: core.reserve(t, breakpoints=[told + 1]), ValueError
+        yield (
+            "a transcript and more than the arena",
+            lambda: core.reserve(t, max_new_tokens=2**20),
+            ValueError,
+        )
+    else:
+        yield "match of an empty transcript", lambda: core.match(t), ValueError
+        yield "an empty transcript", lambda: core.reserve(t), ValueError
+
+
+def closed_transcript(h: Harness) -> Iterator[Mistake]:
+    ended = h.ended
+    yield "closed transcript: extend", lambda: ended.extend([1]), StateError
+    yield "closed transcript: truncate", lambda: ended.truncate(0), StateError
+    yield "closed transcript: twice", ended.close, StateError
+    yield "closed transcript: match", lambda: h.core.match(ended), StateError
+    yield "closed transcript: reserve", lambda: h.core.reserve(ended), StateError
+
+
 def mistakes(h: Harness, pick: Pick) -> list[Mistake]:
     found = list(wrong_arguments(h))
     if h.flights:
         found += wrong_order(h, h.flights[pick(len(h.flights))])
+    if h.sessions:
+        found += wrong_transcript(h, h.sessions[pick(len(h.sessions))])
+    if h.ended is not None:
+        found += closed_transcript(h)
     if not h.oracle.may_plan():
         found.append(("plan while 1 + run_ahead are pending", h.core.plan, StateError))
     if len(h.pending) > 1:

@@ -92,6 +92,7 @@ class Comparing:
         self.memory.verify()
         self.check_resting()
         self.check_tables()
+        self.verify_transcripts()
         if self.core is None:
             return
         self.core.check()
@@ -119,6 +120,9 @@ class Comparing:
         if self.oracle.store.learned is not None:
             self.same("worths", self.oracle.store.learned.by_slot(), worths_of(dump))
         self.probe()
+
+    def verify_transcripts(self) -> None:
+        raise NotImplementedError
 
     def probe(self) -> None:
         """I4, I8: the core knows of each path what the oracle knows: nothing only fed or drafted, no other

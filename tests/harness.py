@@ -1,10 +1,11 @@
 """Drives the oracle, the symbolic memory and (when there is one) the core side by side, one action at a time.
 
 Owns the requests in flight and the prompts they draw on; what is compared after each action is in
-comparing.py. It is the engine and its device too: plans are applied in order, and before a plan is applied
-the forwards that it may depend on have run; those of closed requests (Ghost) run or not. The device knows how
-many tokens of a verify step stay when it runs the step behind it, the caches not before the commit. An action
-takes its choices from `pick(n) -> 0..n-1`, so hypothesis and a plain seeded generator drive the same code.
+comparing.py, transcripts are in harness_transcripts.py. It is the engine and its device too: plans are
+applied in order, and before a plan is applied the forwards that it may depend on have run; those of closed
+requests (Ghost) run or not. The device knows how many tokens of a verify step stay when it runs the step
+behind it, the caches not before the commit. An action takes its choices from `pick(n) -> 0..n-1`, so
+hypothesis and a plain seeded generator drive the same code.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.comparing import Comparing, split
+from tests.comparing import split
+from tests.harness_transcripts import Session, TranscriptCalls
 from tests.harness_types import MAX_IN_FLIGHT, SALTS, Config, Flight, Ghost, Pick, Running, draw_config
 from tests.oracle import Oracle
 from tests.symbolic import SymbolicMemory
@@ -34,7 +36,7 @@ __all__ = [
 ]
 
 
-class Harness(Comparing):
+class Harness(TranscriptCalls):
     def __init__(
         self, config: Config, seed: int = 0, make_core: Callable[[Config], Any] | None = None
     ) -> None:
@@ -55,6 +57,8 @@ class Harness(Comparing):
         self.rng = random.Random(seed)
         self.flights: list[Flight] = []
         self.pins: list[tuple[Any, Any]] = []
+        self.sessions: list[Session] = []
+        self.ended: Any = None
         self.history: list[tuple[bytes, list[Any]]] = []
         self.ghosts: list[Ghost] = []
         self.pending: list[tuple[Any, Any]] = []  # plans, in order
@@ -94,6 +98,10 @@ class Harness(Comparing):
             lambda: self.oracle.reserve(tokens, **options),
             lambda: self.core.reserve(tokens, **options),
         )
+        self.reserved(salt, path, best, ours, theirs)
+
+    def reserved(self, salt: bytes, path: Sequence[Any], best: int, ours: Any, theirs: Any) -> None:
+        """`best`: where it was to resume."""
         self.history.append((salt, list(path)))
         if isinstance(ours, ValueError):
             self.events["too_large"] += 1
@@ -372,6 +380,8 @@ class Harness(Comparing):
             "clear", lambda: self.oracle.clear(salt=salt), lambda: self.core.clear(salt=salt)
         )
         self.same("cleared", ours, theirs)
+        for session in self.sessions:
+            session.since |= {"clear"} if session.nodes else set()
         self.events["cleared"] += 1
 
     def report(self) -> str:

@@ -3,9 +3,9 @@
 Owns leases and plans (sections 3 and 4), their steps in oracle_steps.py and oracle_verify.py;
 oracle_store.py holds the ids and what the tree knows, oracle_placement.py says where checkpoints go. There is
 no radix tree: what one would maintain (children, prune, merge) is asked anew of a dict of supports. It
-predicts every id exactly. Only valid calls are made to it, but for four kinds whose ValueError it models: a
+predicts every id exactly. Only valid calls are made to it, but for five kinds whose ValueError it models: a
 size that an empty arena could not hold, rows that a step cannot have, a count of tokens that a verify step
-cannot keep, a position that cannot be wanted.
+cannot keep, a position that cannot be wanted, an empty transcript.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import Any
 
 from tests.oracle_placement import BREAKPOINT, CHUNK_END, FORK, PROMPT_END, TURN_END, Placement
 from tests.oracle_store import Arena, Checkpoint, Store, Symbol, common
+from tests.oracle_transcript import Transcript, Transcripts, asked, symbols
 from tests.oracle_types import Lease, Match, OpenStep, Pin
 from tests.oracle_verify import VerifySteps
 from tests.oracle_view import View
 from tests.oracle_worth import Worths
 
 
-class Oracle(VerifySteps, View):
+class Oracle(VerifySteps, Transcripts, View):
     def __init__(
         self,
         layout: Any,
@@ -61,6 +62,7 @@ class Oracle(VerifySteps, View):
         self.inner, self.max_cached_bytes = inner_checkpoints, max_cached_bytes
         self.run_ahead, self.draft_tokens = run_ahead, draft_tokens
         self.leases: list[Lease] = []
+        self.transcripts: list[Transcript] = []
         self.resting: list[Lease] = []
         self.booked: list[OpenStep] = []
         self.leases_made = self.plans = self.done = self.tick = 0  # `done`: the last plan that was applied
@@ -69,8 +71,10 @@ class Oracle(VerifySteps, View):
 
     # ---- match
 
-    def match(self, tokens: Sequence[int], *, salt: bytes = b"", content_keys: Iterable[Any] = ()) -> Match:
-        return self._match(symbols(tokens, content_keys), salt)
+    def match(
+        self, tokens: Transcript | Sequence[int], *, salt: bytes = b"", content_keys: Iterable[Any] = ()
+    ) -> Match:
+        return self._match(*asked(tokens, salt, content_keys))
 
     def _match(self, path: tuple[Symbol, ...], salt: bytes) -> Match:
         shared = [(common(s, path), len(s)) for s in self.store.supports(salt)]
@@ -96,7 +100,7 @@ class Oracle(VerifySteps, View):
 
     def reserve(
         self,
-        tokens: Sequence[int],
+        tokens: Transcript | Sequence[int],
         *,
         salt: bytes = b"",
         breakpoints: Iterable[int] = (),
@@ -105,7 +109,7 @@ class Oracle(VerifySteps, View):
         now: int | None = None,
         priority: int = 0,
     ) -> Lease | None:
-        path = symbols(tokens, content_keys)
+        path, salt = asked(tokens, salt, content_keys)
         total_pages = -(-(len(path) + max_new_tokens) // self.page_size)
         if not self.arena.could_ever_hold(1, total_pages):
             raise ValueError("tokens")
@@ -341,10 +345,3 @@ class Oracle(VerifySteps, View):
         for checkpoint in victims:
             self.store.evict(checkpoint)
         return len(victims)
-
-
-def symbols(tokens: Iterable[int], content_keys: Iterable[Any]) -> tuple[Symbol, ...]:
-    found: list[Symbol] = [int(t) for t in tokens]
-    for position, content in content_keys:
-        found[position] = (found[position], content)
-    return tuple(found)

@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.oracle_placement import Placement
 from tests.oracle_store import Arena, Key, Store
+from tests.oracle_transcript import Transcript
 from tests.oracle_types import Lease
 
 
@@ -20,6 +21,7 @@ class View:
     placement: Placement
     leases: list[Lease]
     resting: list[Lease]
+    transcripts: list[Transcript]
     plans: int
     done: int
     counters: Counter[str]
@@ -47,6 +49,7 @@ class View:
         evicted = {f"evicted_{kind}": n for kind, n in self.store.evicted.items()}
         gauges = {
             "open_leases": len(self.leases),
+            "transcripts": len(self.transcripts),
             "resting_leases": len(self.resting),
             "tree_pages": len(self.store.counts),
             "checkpoints": len(self.store.checkpoints),

@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from hybridcache.cache import HybridCache
-from tests import actions
+from tests import actions, transcript_actions
 from tests.actions import WEIGHTS, random_walk
 from tests.bad_calls import bad_call
 from tests.harness import Config, Harness, draw_config
-from tests.walk_events import WALK_EVENTS
+from tests.walk_events import TRANSCRIPT_EVENTS, WALK_EVENTS
 
-ACTIONS = {**WEIGHTS, bad_call: 6}
+ACTIONS = {**WEIGHTS, **transcript_actions.WEIGHTS, bad_call: 6}
 SEEDS, STEPS = 400, 150
-EVENTS = (*WALK_EVENTS, "bad_calls")
+EVENTS = (*WALK_EVENTS, "bad_calls")  # those of the fuzzer's corpus too, which has no transcripts
 
 
 def make_core(config: Config) -> HybridCache:
@@ -50,7 +50,7 @@ def test_walks_agree_with_the_oracle_at_every_step() -> None:
     assert min(walks[0], walks[1]) > 0.4 * SEEDS
     assert most == 8
     assert drafts[0] > 0.25 * SEEDS and all(drafts[k] > 0.05 * SEEDS for k in range(1, 8)), drafts
-    assert not [name for name in EVENTS if events[name] < 5], events
+    assert not [name for name in (*EVENTS, *TRANSCRIPT_EVENTS) if events[name] < 5], events
 
 
 @pytest.mark.parametrize("seed", range(1000, 1010))

@@ -81,3 +81,21 @@ WALK_EVENTS = (
     "lookahead_provisional",
     "lookahead_rejected",
 )
+
+# What a walk with transcripts (transcript_actions.py) has to have seen besides. "after": something happened
+# to the nodes that the transcript was seen to match, and then it was asked for again.
+TRANSCRIPT_EVENTS = (
+    "transcripts",
+    "transcript_hit",
+    "transcript_hit_with_content",
+    "transcript_told",
+    "transcript_empty_refused",
+    "transcript_cut_under_its_lease",
+    "transcript_closed_before_its_lease",
+    "transcripts_moved_together",
+    *(
+        f"transcript_{how}_after_{what}"
+        for how in ("match", "reserve")
+        for what in ("eviction", "merge", "merge_above", "split", "truncation", "clear")
+    ),
+)

@@ -102,33 +102,34 @@ py::tuple to_tuple(const Step& step) {
 }
 
 // One row of a [batch, columns] array, padded with kNone.
-void fill_row(py::array_t<SlotId>& into, py::ssize_t row, const std::vector<SlotId>& several, SlotId one) {
-  const auto columns = into.shape(1);
-  SlotId* out = into.mutable_data(row, 0);
-  std::fill(out, out + columns, kNone);
-  *out = one;
-  std::copy(several.begin(), several.end(), out);
+void fill_row(SlotId* row, py::ssize_t columns, const std::vector<SlotId>& several, SlotId one) {
+  std::fill(row, row + columns, kNone);
+  *row = one;
+  std::copy(several.begin(), several.end(), row);
 }
 
 py::tuple to_tuple(const std::vector<std::optional<Step>>& steps, std::int64_t draft_tokens) {
   const auto count = static_cast<py::ssize_t>(steps.size());
   const auto columns = static_cast<py::ssize_t>(draft_tokens + 1);
   py::array_t<bool> ready(count);
-  py::array_t<Position> begin(count), end(count);
-  py::array_t<Position> begin_max(count);
+  py::array_t<Position> begin(count), end(count), begin_max(count);
   py::array_t<SlotId> read(count), write(count), candidates({count, columns}), rows({count, columns});
   py::list checkpoints;
+  const auto ready_at = ready.mutable_data();
+  const auto begin_at = begin.mutable_data(), end_at = end.mutable_data(), begin_max_at = begin_max.mutable_data();
+  const auto read_at = read.mutable_data(), write_at = write.mutable_data();
+  const auto candidates_at = candidates.mutable_data(), rows_at = rows.mutable_data();
   static const Step kNoRoom;
   for (py::ssize_t i = 0; i < count; ++i) {
     const Step& step = steps[i] ? *steps[i] : kNoRoom;
-    ready.mutable_at(i) = steps[i].has_value();
-    begin.mutable_at(i) = step.begin;
-    end.mutable_at(i) = step.end;
-    read.mutable_at(i) = step.read_slot;
-    write.mutable_at(i) = step.write_slot;
-    begin_max.mutable_at(i) = step.begin_max;
-    fill_row(candidates, i, step.candidates, step.read_slot);
-    fill_row(rows, i, step.rows, step.write_slot);
+    ready_at[i] = steps[i].has_value();
+    begin_at[i] = step.begin;
+    end_at[i] = step.end;
+    begin_max_at[i] = step.begin_max;
+    read_at[i] = step.read_slot;
+    write_at[i] = step.write_slot;
+    fill_row(candidates_at + i * columns, columns, step.candidates, step.read_slot);
+    fill_row(rows_at + i * columns, columns, step.rows, step.write_slot);
     for (const auto& each : step.checkpoints) checkpoints.append(py::make_tuple(i, each.position, each.slot));
   }
   return py::make_tuple(ready, begin, end, read, write, checkpoints, begin_max, candidates, rows);
@@ -278,9 +279,8 @@ class Core {
     const auto& pages = **shared;
     const auto size = static_cast<py::ssize_t>(pages.size());
     const PageId* data = pages.data();
-    const py::capsule owner(shared.release(), [](void* held) {
-      delete static_cast<std::shared_ptr<const PageTable::Pages>*>(held);
-    });
+    const py::capsule owner(shared.release(),
+                            [](void* held) { delete static_cast<std::shared_ptr<const PageTable::Pages>*>(held); });
     py::array_t<PageId> view(size, data, owner);
     view.attr("flags").attr("writeable") = false;
     return view;

@@ -62,10 +62,9 @@ void Cache::check_keys(std::span<const ContentKey> keys, Position first, Positio
   }
 }
 
-// Ids below 0 are the content table's. What equals the tree's tokens needs no look, unless there are any.
+// From a position on: ids below 0 are the content table's.
 void Cache::check_ids(const Prompt& prompt, Position from) const {
-  if (prompt.transcript != nullptr) return;
-  const auto tokens = prompt.tokens.subspan(contents_.size() > 0 ? 0 : from);
+  const auto tokens = prompt.tokens.subspan(from);
   Token signs = 0;  // one vectorised pass; which one it was is looked up only for the message
   for (const Token token : tokens) signs |= token;
   if (signs >= 0) return;
@@ -77,10 +76,9 @@ void Cache::check_ids(const Prompt& prompt, Position from) const {
 Walk Cache::walk(const Prompt& prompt, Position limit) const {
   if (prompt.transcript != nullptr) return transcripts_.walk(*prompt.transcript, limit);
   const Node* root = tree_.find_root(prompt.salt);
-  if (contents_.size() > 0) check_ids(prompt, 0);
-  if (prompt.content_keys.empty()) {
+  if (contents_.size() == 0 && prompt.content_keys.empty()) {
     const auto walk = tree_.walk(root, prompt.tokens, limit);
-    check_ids(prompt, walk.matched);
+    check_ids(prompt, walk.matched);  // what equals the tree's tokens is right
     return walk;
   }
   check_ids(prompt, 0);

@@ -132,6 +132,7 @@ class Cache {
   void check_breakpoints(const std::vector<Position>& breakpoints, Position last) const;
   Match to_match(const Walk& walk, Position length) const;
   Lease& open_lease(LeaseId id);
+  std::vector<Lease*> batch(std::span<const LeaseId> ids);  // each once
   Lease& add_lease(std::unique_ptr<Lease> lease);
   std::optional<Node*> make_room_to_resume(const std::string& salt, Node* deepest, Position pages);
   void resume(Lease& lease, Node* node, Position pages, const Transcript* transcript = nullptr);
@@ -187,12 +188,13 @@ class Cache {
   Eviction eviction_;
   Admission admission_;
   Placement placement_;
-  mutable Transcripts transcripts_;  // what they remember of the tree is no state of the cache (I9)
+  mutable Transcripts transcripts_;                   // what they remember of the tree is no state of the cache (I9)
   std::map<LeaseId, std::unique_ptr<Lease>> leases_;  // open and resting
   std::map<PinId, Node*> pins_;
   LeaseId next_lease_ = 1;
   PinId next_pin_ = 1;
   std::int64_t next_plan_ = 1;
+  std::int64_t batch_ = 0;
   std::int64_t applied_ = 0;       // the number of the last applied plan
   std::deque<Plan> pending_;       // collected and not yet applied, oldest first
   std::int64_t open_steps_ = 0;    // of leases that are not closed

@@ -39,7 +39,7 @@ class Hazards {
   struct Class {
     Kind kind;
     std::uint8_t stage;  // never used: by the turns of its conversation; used: by how often
-    std::uint8_t gap;    // log2 of the mean of its last spells, or of the one that its conversation has seen; 0: none yet
+    std::uint8_t gap;  // log2 of the mean of its last spells, or of the one that its conversation has seen; 0: none yet
   };
   static Class classify(Kind kind, std::int64_t uses, bool passed, std::int64_t turns, std::int64_t gap);
 
@@ -76,7 +76,7 @@ class Hazards {
     std::array<std::uint64_t, kBuckets> hazard{};
     std::array<Rate, 4 * kBuckets> index{};
     std::array<std::int64_t, 4 * kBuckets> indexed{};  // refreshed + 1 then
-    std::int64_t refreshed = -1;                   // the request at which the hazards were computed
+    std::int64_t refreshed = -1;                       // the request at which the hazards were computed
   };
 
   Table& leaf(const Class& which);

@@ -18,7 +18,9 @@ Hazards::Class classify(const Record& record) {
   return Hazards::classify(record.kind, record.uses, record.passed, record.turns, record.gap);
 }
 
-Rate scaled(Rate index, int priority) { return priority < 0 ? index >> -priority : index << priority; }
+Rate scaled(Rate index, int priority) {
+  return priority < 0 ? index >> -priority : index << priority;
+}
 }  // namespace
 
 Record* History::root(const std::string& salt) {
@@ -178,7 +180,8 @@ void History::schedule(Record* record) {
   if (record->hint == Hint::returns) due = now_ + std::max<std::int64_t>(1, requests_until(record->returns) / 8);
   if (record->bucket + 1 < Hazards::kBuckets) {
     const auto age = now_ - record->opened;
-    const auto look = record->node == nullptr ? Hazards::first_age(record->bucket + 1) : Hazards::next_look(record->bucket, age);
+    const auto look =
+        record->node == nullptr ? Hazards::first_age(record->bucket + 1) : Hazards::next_look(record->bucket, age);
     due = std::min(due, record->opened + look);
   }
   calendar_.move(record->due, now_, due);
@@ -195,7 +198,9 @@ void History::pass_time() {
   }
 }
 
-void History::look_up(Record* record) { set_index(record, scaled(index_of(*record), record->priority)); }
+void History::look_up(Record* record) {
+  set_index(record, scaled(index_of(*record), record->priority));
+}
 
 Rate History::index_of(const Record& record) {
   switch (record.hint) {

@@ -7,7 +7,6 @@
 // The tree's pages lie on the path to `anchor`, which is pinned. The partly filled page may be a tail of the tree, too.
 #pragma once
 
-#include <deque>
 #include <optional>
 #include <string>
 #include <vector>
@@ -53,8 +52,9 @@ struct Lease {
   Copy due_tail{kNone, kNone};  // after a restore: copy of the page that the boundary cuts
   SlotId left_behind = kNone;   // a duplicate state that the next step reads; freed at the next commit
 
-  std::deque<OpenStep> steps;  // launched and not committed, oldest first
+  std::vector<OpenStep> steps;  // launched and not committed, oldest first: two at most
   std::int64_t extra_passes = 0;
+  std::int64_t batch = 0;    // the last one that it was in
   std::uint64_t made = 0;    // tick of the checkpoint that it left at course.boundary, 0 if it left none
   bool retires = false;      // closed with keep="nothing": that checkpoint will not be asked for
   std::int64_t resting = 0;  // closed, but a step that the plan of this number carried may still run; 0: not closed

@@ -2,7 +2,6 @@
 // design lives here: a lease reads what the last boundary left and writes only what it alone owns.
 #include <algorithm>
 #include <numeric>
-#include <set>
 #include <utility>
 
 #include "cache.h"
@@ -19,15 +18,20 @@ void check_one_each(const char* name, std::size_t given, std::size_t leases) {
     throw std::invalid_argument(name + (": " + text(given)) + " given, expected one for each of " + text(leases) +
                                 " leases");
 }
-
-void check_distinct(std::span<const LeaseId> leases) {
-  std::set<LeaseId> seen;
-  for (const LeaseId id : leases) {
-    if (!seen.insert(id).second)
-      throw std::invalid_argument("leases: number " + text(id) + " appears twice, expected each at most once");
-  }
-}
 }  // namespace
+
+std::vector<Lease*> Cache::batch(std::span<const LeaseId> ids) {
+  std::vector<Lease*> leases;
+  leases.reserve(ids.size());
+  ++batch_;
+  for (const LeaseId id : ids) {
+    Lease& lease = open_lease(id);
+    if (std::exchange(lease.batch, batch_) == batch_)
+      throw std::invalid_argument("leases: number " + text(id) + " appears twice, expected each at most once");
+    leases.push_back(&lease);
+  }
+  return leases;
+}
 
 // ---------------------------------------------------------------- launch
 
@@ -56,20 +60,20 @@ void Cache::check_launch(const Lease& lease, Position count, std::int64_t rows) 
   }
 }
 
-std::vector<std::optional<Step>> Cache::launch(std::span<const LeaseId> leases, std::span<const Position> counts,
+std::vector<std::optional<Step>> Cache::launch(std::span<const LeaseId> ids, std::span<const Position> counts,
                                                std::span<const std::int64_t> rows) {
-  check_one_each("counts", counts.size(), leases.size());
-  if (!rows.empty()) check_one_each("rows", rows.size(), leases.size());
-  check_distinct(leases);
-  std::vector<std::int64_t> resolved;
+  check_one_each("counts", counts.size(), ids.size());
+  if (!rows.empty()) check_one_each("rows", rows.size(), ids.size());
+  const auto leases = batch(ids);
+  std::vector<std::int64_t> resolved(ids.size());
   for (std::size_t i = 0; i < leases.size(); ++i) {
-    resolved.push_back(rows_of(lease(leases[i]), counts[i], rows.empty() ? kDefaultRows : rows[i]));
-    check_launch(lease(leases[i]), counts[i], resolved[i]);
+    resolved[i] = rows_of(*leases[i], counts[i], rows.empty() ? kDefaultRows : rows[i]);
+    check_launch(*leases[i], counts[i], resolved[i]);
   }
-  std::vector<std::optional<Step>> steps;
+  std::vector<std::optional<Step>> steps(ids.size());
   for (std::size_t i = 0; i < leases.size(); ++i) {
-    Lease& lease = open_lease(leases[i]);
-    steps.push_back(resolved[i] > 0 ? launch_verify(lease, counts[i], resolved[i]) : launch_one(lease, counts[i]));
+    Lease& lease = *leases[i];
+    steps[i] = resolved[i] > 0 ? launch_verify(lease, counts[i], resolved[i]) : launch_one(lease, counts[i]);
     if (!steps[i]) counters_.refused_launches.add();
   }
   return steps;
@@ -216,20 +220,20 @@ void Cache::check_commit(const Lease& lease) const {
   }
 }
 
-void Cache::commit(std::span<const LeaseId> leases, std::span<const Token> tokens,
+void Cache::commit(std::span<const LeaseId> ids, std::span<const Token> tokens,
                    std::optional<std::span<const std::int64_t>> counts) {
-  if (counts) check_one_each("counts", counts->size(), leases.size());
-  check_distinct(leases);
-  std::vector<std::int64_t> due;
+  if (counts) check_one_each("counts", counts->size(), ids.size());
+  const auto leases = batch(ids);
+  std::vector<std::int64_t> due(ids.size());
   for (std::size_t i = 0; i < leases.size(); ++i) {
-    const Lease& lease = this->lease(leases[i]);
+    const Lease& lease = *leases[i];
     check_commit(lease);
     if (!counts && lease.steps.front().verifies()) {
       throw std::invalid_argument("counts: none, expected one for each lease: the step of lease " + text(lease.id) +
                                   " does not say how many tokens stay");
     }
-    due.push_back(counts ? (*counts)[i] : lease.tokens_due());
-    check_count(lease, due.back());
+    due[i] = counts ? (*counts)[i] : lease.tokens_due();
+    check_count(lease, due[i]);
   }
   const auto sum = std::accumulate(due.begin(), due.end(), std::int64_t{0});
   if (sum != static_cast<std::int64_t>(tokens.size())) {
@@ -237,7 +241,7 @@ void Cache::commit(std::span<const LeaseId> leases, std::span<const Token> token
                                 ": those that the steps read beyond the prompts");
   }
   for (std::size_t i = 0; i < leases.size(); ++i) {
-    commit_one(open_lease(leases[i]), tokens.first(due[i]));
+    commit_one(*leases[i], tokens.first(due[i]));
     tokens = tokens.subspan(due[i]);
   }
   end_rests();
@@ -245,7 +249,7 @@ void Cache::commit(std::span<const LeaseId> leases, std::span<const Token> token
 
 void Cache::commit_one(Lease& lease, std::span<const Token> tokens) {
   OpenStep step = std::move(lease.steps.front());
-  lease.steps.pop_front();
+  lease.steps.erase(lease.steps.begin());
   --open_steps_;
   const auto before = lease.committed;
   if (step.verifies()) {

@@ -1,5 +1,5 @@
-// Tokens as a caller hands them over: int32 buffers are read where they lie, int64 and lists are copied. Ids are checked
-// here, so that the core may rely on it, but those of a prompt: most of it equals what the tree knows.
+// Tokens as a caller hands them over: int32 buffers are read where they lie, int64 and lists are copied. Ids are
+// checked here, so that the core may rely on it, but those of a prompt: most of it equals what the tree knows.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -38,9 +38,9 @@ class Pin:
 class Transcript:
     """An append-only log of one session's tokens, from `HybridCache.transcript` until `close`.
 
-    `cache.match(t)` and `cache.reserve(t)` give what they give for its tokens, and cost what was appended since
-    the last time. It keeps no page and nothing from being evicted, and follows no lease: what `commit` told a
-    lease, `extend` has to tell it.
+    `cache.match(t)` and `cache.reserve(t)` give what they give for its tokens, and cost what was appended
+    since the last time. It keeps no page and nothing from being evicted, and follows no lease: what `commit`
+    told a lease, `extend` has to tell it.
 
     >>> from hybridcache import HybridCache
     >>> from types import SimpleNamespace
@@ -98,6 +98,6 @@ class Transcript:
             raise ValueError(f"tokens: transcript {self._id} of another cache, expected one of this cache")
         if salt != b"" or tuple(content_keys):
             raise ValueError(
-                f"salt, content_keys: {salt!r}, {content_keys!r}, expected none beside a transcript, which has them"
+                f"salt, content_keys: {salt!r}, {content_keys!r}, expected none beside a transcript"
             )
         return self._id

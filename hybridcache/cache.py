@@ -398,7 +398,9 @@ class HybridCache:
 
     def _ids(self, leases: Sequence[Lease]) -> list[int]:
         leases = check_each("leases", leases)
-        for lease in leases:
-            if not isinstance(lease, Lease) or lease._core is not self._core:
-                raise ValueError(f"leases: {lease!r}, expected leases of this cache")
-        return [lease._id for lease in leases]
+        core = self._core
+        ids = [lease._id for lease in leases if type(lease) is Lease and lease._core is core]
+        if len(ids) == len(leases):
+            return ids
+        wrong = next(lease for lease in leases if type(lease) is not Lease or lease._core is not core)
+        raise ValueError(f"leases: {wrong!r}, expected leases of this cache")

@@ -73,6 +73,7 @@ GAUGES = (
     Family("requests_running", "Open leases.", {"": "open_leases"}),
     Family("requests_resting", "Closed leases that a step in flight may touch.", {"": "resting_leases"}),
     Family("pins", "Pins held by callers.", {"": "pins"}),
+    Family("transcripts", "Open transcripts.", {"": "transcripts"}),
     Family("tree_nodes", "Nodes of the tree.", {"": "nodes"}),
     Family("cached_bytes", "Bytes that the tree holds.", {"": "cached_bytes"}),
 )

@@ -6,15 +6,15 @@ from __future__ import annotations
 
 CACHE = r"""
 match_whole_prompt: I3
-- return to_match(tree_.walk(root, prompt.tokens, length - 1), length);
-+ return to_match(tree_.walk(root, prompt.tokens, length), length);
+- return to_match(walk(prompt, length - 1), length);
++ return to_match(walk(prompt, length), length);
 reserve_whole_prompt: I3
-- std::span<const Token>(keyed), length - 1);
-+ std::span<const Token>(keyed), length);
+- const auto walk = this->walk(prompt, length - 1);
++ const auto walk = this->walk(prompt, length);
 match_touches: I9
-- return to_match(tree_.walk(root, prompt.tokens, length - 1), length);
+- return to_match(walk(prompt, length - 1), length);
 + {
-+     const auto walk = tree_.walk(root, prompt.tokens, length - 1);
++     const auto walk = this->walk(prompt, length - 1);
 +     if (walk.resume != nullptr) const_cast<Tree&>(tree_).touch(walk.resume);
 +     return to_match(walk, length);
 +   }
@@ -24,17 +24,20 @@ match_makes_a_root: I9
 match_without_salt: I8 key-dropped
 - const Node* root = tree_.find_root(prompt.salt);
 + const Node* root = tree_.find_root({});
-reserve_without_salt: I8 key-dropped
-- const auto walk = tree_.walk(tree_.find_root(prompt.salt),
--                                keyed.empty()
-+ const auto walk = tree_.walk(tree_.find_root({}),
-+                                keyed.empty()
+walk_without_salt: I8 key-dropped
+- const Node* root = tree_.find_root(prompt.salt);
++ const Node* root = tree_.find_root({});
 root_without_salt: I8 key-dropped
 - tree_.make_root(salt)
 + tree_.make_root({})
-pin_without_salt: I8 key-dropped
-- tree_.walk(tree_.find_root(prompt.salt), keyed,
-+ tree_.walk(tree_.find_root({}), keyed,
+ids_of_content_forged: I8 key-dropped
+- if (contents_.size() == 0 && prompt.content_keys.empty()) {
++ if (prompt.content_keys.empty()) {
+ids_beyond_what_is_known_unchecked: I8
+-   check_ids(prompt, walk.matched);
+lease_without_the_transcripts_content: I8 key-dropped
+- if (prompt.transcript != nullptr && prompt.transcript->has_content) {
++ if (false) {
 match_without_content: I8 key-dropped
 - tokens[key.position] = contents_.find(tokens[key.position], key.content);
 + static_cast<void>(key);

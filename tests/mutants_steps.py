@@ -27,10 +27,10 @@ step_beyond_the_prompt: state-too-far
 - ? std::min(end, lease.course.prompt_length) : end;
 + ? end : end;
 batch_checked_in_part: I6
-- check_launch(lease(leases[i]), counts[i], resolved[i]);
-+ if (i == 0) check_launch(lease(leases[i]), counts[i], resolved[i]);
+- check_launch(*leases[i], counts[i], resolved[i]);
++ if (i == 0) check_launch(*leases[i], counts[i], resolved[i]);
 launch_of_one_twice: I6 order-of-calls
-- if (!seen.insert(id).second)
+- if (std::exchange(lease.batch, batch_) == batch_)
 + if (false)
 refused_launch_keeps_slot: I6 leak-on-refusal
 - counters_.refused_launches.add();

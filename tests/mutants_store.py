@@ -239,7 +239,35 @@ a_quarter_compared: I2 key-dropped
 + stride) == 0
 """
 
+TRANSCRIPT = r"""
+anchor_stays_where_a_node_was: I1 dangling-order
+- while (node.followed) move_up
++ while (false) move_up
+truncated_above_its_anchor: I2 other-depth
+- while (node != nullptr && node->depth > length) node = node->parent;
++
+table_of_a_longer_path: I1
+- transcript.table.resize(node == nullptr ? 0 : paging_.whole(node->depth));
++
+resumes_below_its_anchor_only: I3
+- walk.resume == nullptr && above != nullptr
++ false && above != nullptr
+resumes_beyond_the_limit: I3
+- if (above->checkpoint && above->depth <= limit) walk.resume = above;
++ if (above->checkpoint) walk.resume = above;
+cut_content_stays: I8
+- contents_.release(std::span(transcript.tokens).subspan(length));
++
+closed_content_stays: I8
+- contents_.release(transcript.tokens);
++
+relative_content: I8 key-dropped
+- tokens[key.position - before], key.content
++ tokens[0], key.content
+"""
+
 FILES = {
+    "csrc/transcript.cpp": TRANSCRIPT,
     "csrc/radix.h": RADIX,
     "csrc/arena.cpp": ARENA,
     "csrc/tree.cpp": TREE,

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tests.conftest import Driver, tokens
@@ -134,6 +135,24 @@ def test_a_boundary_is_not_taken_back_in_vain() -> None:
     assert driver.cache.dump() == before
     assert lease.launch(12) is not None  # for this it was worth it
     assert driver.cache.stats()["checkpoints"] == 0
+
+
+def test_a_number_that_stands_for_content_is_no_token() -> None:
+    """Content has negative numbers in the tree; who sent one as a token could have read another's image."""
+    driver = Driver(page_size=4, pages_per_slab=2, slabs=40)
+    prompt = tokens(20)
+    for position, content in ((5, b"one"), (6, b"two")):
+        lease = driver.cache.reserve(prompt, content_keys=[(position, content)])
+        assert lease is not None
+        driver.prefill(lease)
+        lease.close()
+    for position in (5, 6):
+        for number in range(-4, 0):
+            forged = np.array(prompt, dtype=np.int32)
+            forged[position] = number
+            for call in (driver.cache.match, driver.cache.reserve, driver.cache.pin):
+                with pytest.raises(ValueError, match=f"tokens: {number} at index {position}"):
+                    call(forged)
 
 
 OUT_OF_MEMORY = """

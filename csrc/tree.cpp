@@ -35,12 +35,14 @@ Token ContentTable::acquire(Token token, const std::string& content) {
 }
 
 void ContentTable::acquire(std::span<const Token> tokens) {
+  if (ids_.empty()) return;  // most models see no images
   for (const Token token : tokens) {
     if (token < 0) ++entries_[slot(token)].users;
   }
 }
 
 void ContentTable::release(std::span<const Token> tokens) {
+  if (ids_.empty()) return;
   for (const Token token : tokens) {
     if (token >= 0 || --entries_[slot(token)].users > 0) continue;
     ids_.erase(Key(*entries_[slot(token)].key));

@@ -9,8 +9,8 @@ left_behind_before_drafts: I1 drafts
 - if (!lease.steps.front().verifies()) {
 + if (true) {
 counts_ignored: drafts
-- due.push_back(counts ? (*counts)[i] : lease.tokens_due());
-+ due.push_back(lease.tokens_due());
+- due[i] = counts ? (*counts)[i] : lease.tokens_due();
++ due[i] = lease.tokens_due();
 drafts_without_counts: I4 drafts
 - if (!counts && lease.steps.front().verifies()) {
 + if (false) {

@@ -1,7 +1,8 @@
 # make demo    sets up what it needs and shows the main job on the CPU
 # make test    sets up what it needs and runs all tests
 # make test-gpu  the tests of the kernels, with the machine's own python3 and its torch, not .venv; skips without a GPU
-# make lint    ruff, mypy --strict, clang-format
+# make lint    ruff, mypy --strict, the core's stubs against the module, clang-format
+# make docs    the documentation as a site, build/site; a warning is an error
 # make stress    a million random actions of the core beside the oracle (ACTIONS=n)
 # make ranks     eight processes that make the same million calls reach the same digest (CALLS=n)
 # make mutants   deliberate bugs, each of which the tests must catch (SAMPLE=n for some of them)
@@ -17,7 +18,7 @@ SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 COUNTER := $(wildcard benchmarks/*.cpp)
 FUZZER := $(wildcard tests/fuzz/*.cpp tests/fuzz/*.h)
 
-.PHONY: demo test test-gpu lint stress ranks mutants sanitize fuzz bench bench-peers instructions format clean
+.PHONY: demo test test-gpu lint docs stress ranks mutants sanitize fuzz bench bench-peers instructions format clean
 .DELETE_ON_ERROR:
 
 # torch is pinned to the version whose CPU wheel installs fast; it goes first, so that nothing else asks for another.
@@ -74,11 +75,15 @@ bench-peers: .venv/built
 instructions: .venv/installed
 	$(BIN)/python -m benchmarks.instructions --update
 
-lint: .venv/installed
+lint: .venv/built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest hybridcache._core --allowlist tests/stubtest.txt
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES) $(FUZZER) $(COUNTER)
+
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

@@ -66,7 +66,7 @@ class Cached:
         plan = self.cache.plan()
         self.pools.apply(plan)
         self.cache.applied(plan)
-        memory = Paged(self.pools, step.begin, step.end, step.write_slot, torch.from_numpy(lease.pages))
+        memory = Paged(self.pools, step.begin, step.end, step.write_slot, torch.tensor(lease.pages))
         read = tokens[step.begin : step.end]
         self.tokens_read += len(read)
         logits = self.model(torch.tensor(read), [len(read)], [memory])[0]

@@ -121,7 +121,7 @@ class Engine:
         for part in parts:
             known = torch.tensor(part.request.tokens(part.begin, part.end))
             ids.append(known if part.begin < part.lease.prompt_length else part.request.latest)
-            pages = torch.from_numpy(part.lease.pages)
+            pages = torch.tensor(part.lease.pages)
             memories.append(Paged(self.pools, part.begin, part.end, part.slot, pages))
         counts = [part.end - part.begin for part in parts]
         self.tokens_read += sum(counts)

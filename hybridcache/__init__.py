@@ -1,8 +1,7 @@
 """The prefix cache for hybrid language models: paged KV and recurrent-state checkpoints in one radix tree.
 
 HybridCache decides (tokens, positions, ids), Pools moves bytes, ModelLayout says how large they are.
-Importing this package imports no
-torch: Pools does, when it is first asked for.
+Importing this package imports no torch: Pools does, when it is first asked for.
 """
 
 from __future__ import annotations
@@ -40,7 +39,12 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "Pools":
-        from hybridcache.pools import Pools
+        try:
+            from hybridcache.pools import Pools
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise ImportError("Pools needs torch: pip install 'hybrid-prefix-cache[gpu]'") from error
 
         return Pools
     raise AttributeError(f"module 'hybridcache' has no attribute {name!r}")

@@ -14,13 +14,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import show_command, size_command
+from . import bench_command, show_command, size_command
 from ._command import Status, output, show_rich, write
 
 EXAMPLES = """examples:
   hybridcache size qwen3.5-397b --memory 8x141GB --tp 8 --weights float8_e4m3fn
   hybridcache replay agentic --memory 10GB,50GB --policy lru,default
   hybridcache show agentic:sessions=3,turns=4 --memory 10GB --svg tree.svg
+  hybridcache bench --quick
   hybridcache demo
 `hybridcache COMMAND --help` has more of them.
 """
@@ -64,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", metavar="PATH", help="write rows, machine and summary; - is standard output")
     demo.set_defaults(run=_demo)
     _add_replay(commands)
-    for module in (size_command, show_command):
+    for module in (size_command, show_command, bench_command):
         module.add_parser(commands).set_defaults(run=_light(module.main))
     return root
 

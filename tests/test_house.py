@@ -106,6 +106,7 @@ REPLAY = {  # module: what of the package it may know; a workload knows no cache
         "tree_svg",
         "tree_view",
     },
+    "bench_command": {"_command"},
     "_command": {"config"},
 }
 

@@ -19,7 +19,7 @@ from typing import Any
 from hybridcache._command import check_targets, output, write
 
 EXAMPLES = """examples:
-  hybridcache bench --quick                      ten seconds, and half a minute more where CUDA is
+  hybridcache bench --quick                      fewer sizes and repetitions
   hybridcache bench --json figures.json          minutes: all sizes
   hybridcache bench control_plane --json -       one of them, its figures on standard output
 

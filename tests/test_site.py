@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -47,8 +48,10 @@ def test_the_reference_has_every_public_name_with_its_docstring(site: Path) -> N
     text = (site / "reference" / "index.html").read_text()
     ids = set(re.findall(r'id="(hybridcache[\w.]*)"', text))
     known = {name.rpartition(".")[2] for name in ids}
-    assert known >= {name for name in hybridcache.__all__ if not name.endswith("Error")}
-    assert "No room" in text  # of the errors' module
+    errors = {name for name in hybridcache.__all__ if name.endswith("Error")}
+    assert known >= set(hybridcache.__all__) - errors
+    assert all(f"<code>{name}</code>" in text for name in errors)
+    assert {f"hybridcache.Geometry.{name}" for name in hybridcache.Geometry._fields} <= ids
     assert {
         "hybridcache.Lease.commit",
         "hybridcache.HybridCache.reserve",
@@ -63,6 +66,21 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
         assert not re.findall(
             r'<(?:script|img)[^>]+src="https?:|<link[^>]+stylesheet[^>]+https?:', page.read_text()
         )
+
+
+def test_the_figures_are_those_of_the_committed_results() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    results = ROOT / "benchmarks" / "results" / "data_plane_h200.txt"
+    measured = set(re.findall(r"[\d,.]+ / [\d,.]+|[\d.]+ %", results.read_text()))
+    rows = re.findall(r"^\| (?:restore|zero) .*", page, re.MULTILINE)
+    figures = {figure for row in rows for figure in re.findall(r"[\d,.]+ / [\d,.]+|[\d.]+ %", row)}
+    assert len(rows) == 5 and len(figures) >= 19 and figures <= measured
+    counted = json.loads((ROOT / "benchmarks" / "instructions.json").read_text())["instructions"].values()
+    part = page[page.index("| instructions |") : page.index("## The policy")]
+    quoted = [int(each.replace(",", "")) for each in re.findall(r"\d[\d,]{4,}", part)]
+    embedding = (ROOT / "docs" / "embedding.md").read_text()
+    quoted += [int(re.findall(r"costs the core ([\d,]+)", embedding)[0].replace(",", ""))]
+    assert len(quoted) == 6 and set(quoted) <= set(counted)
 
 
 def test_warnings_fail_the_build() -> None:

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, __version__
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
+
+from ._hf_cache import RoomyLayer, SlotLayer, held, sent, with_slack
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
     from transformers import PreTrainedConfig
 
-    from .config import LayerSpec, ModelLayout
+    from .config import LayerSpec, ModelLayout, TensorSpec
     from .pools import Pools
 
 MINIMUM_TRANSFORMERS = (5, 7)
@@ -49,14 +52,14 @@ def check_cache_matches(config: PreTrainedConfig, layout: ModelLayout) -> None:
     layers = DynamicCache(config=config).layers
     stored: dict[str, set[int]] = {"attention": set(), "recurrent": set()}
     for index, layer in enumerate(layers):
-        if getattr(layer, "is_sliding", False) or getattr(layer, "number_of_states", 1) != 1:
+        known = type(layer) in (DynamicLayer, LinearAttentionLayer)  # the bridge puts its own in their place
+        keeps = hasattr(layer, "recurrent_states") or hasattr(layer, "get_seq_length")
+        if getattr(layer, "number_of_states", 1) != 1 or keeps != known:
             raise UnsupportedModelError(
                 f"layer {index} is a {type(layer).__name__}, expected full attention or one state"
             )
-        if hasattr(layer, "recurrent_states"):
-            stored["recurrent"].add(index)
-        if hasattr(layer, "get_seq_length"):
-            stored["attention"].add(index)
+        if known:
+            stored["attention" if isinstance(layer, DynamicLayer) else "recurrent"].add(index)
     for kind, found in stored.items():
         expected = {spec.index for spec in layout.layers if spec.kind == kind}
         if found != expected or not found:
@@ -82,25 +85,52 @@ class Bridge:
         self._live_dtypes: dict[tuple[int, str], torch.dtype] = {}
         self._latent_widths: dict[int, int] = {}
 
-    def fresh(self) -> DynamicCache:
-        """A cache that has read nothing."""
-        return DynamicCache(config=self._config)
+    def fresh(self, capacity: int = 0) -> DynamicCache:
+        """A cache that has read nothing, with room for `capacity` tokens without growing."""
+        cache = DynamicCache(config=self._config)
+        for spec in self._attention:
+            cache.layers[spec.index] = RoomyLayer(capacity)
+        for spec in self._recurrent:
+            cache.layers[spec.index] = SlotLayer()
+        return cache
 
-    def load(self, pages: NDArray[np.int32], slot: int, length: int) -> DynamicCache:
+    def load(
+        self,
+        pages: NDArray[np.int32],
+        slot: int,
+        length: int,
+        *,
+        capacity: int = 0,
+        in_place: bool = False,
+    ) -> DynamicCache:
         """A cache that has read `length` tokens: their KV from `pages`, the states at `length` from `slot`.
 
-        Copies (`length` tokens of KV and one state): the arena is not aliased. O(length).
+        KV is copied, and by default the states too: the arena is not aliased. `in_place`: the steps of this
+        cache are going to write into `slot` (see `attach`). `capacity`: as `fresh`. O(length).
         """
-        cache = self.fresh()
-        if length == 0:
-            return cache
-        table = self._table(pages)[: -(-length // self._page_size)]
-        for spec in self._attention:
-            keys, values = self._read_kv(spec, table, length)
-            cache.update(keys, values, spec.index)
-        for spec in self._recurrent:
-            self._load_states(cache, spec, slot)
+        capacity = max(capacity, length)
+        cache = self.fresh(capacity)
+        if length:
+            table = sent(pages[: -(-length // self._page_size)], self._device)
+            for spec in self._attention:
+                self._read_kv(cache, spec, table, length, capacity)
+            for spec in self._recurrent:
+                self._load_states(cache, spec, slot, in_place)
+        elif in_place:
+            self.attach(cache, slot)
         return cache
+
+    def attach(self, cache: DynamicCache, slot: int) -> None:
+        """The next step reads the recurrent states in `slot` and leaves them there, as kernels do that update
+        a state in place.
+
+        `slot` holds what the cache does, or the cache has read nothing. Where a slot keeps a state in another
+        dtype than the model does, the cache keeps its own, and `store` copies it.
+        """
+        for spec in self._recurrent:
+            for part, pool in zip(spec.parts, self._pools.state(spec.index), strict=True):
+                if self._lives_in_slot(spec, part, pool):
+                    _layer(cache, spec).attach(pool[slot].unsqueeze(0))
 
     def rewind(self, cache: DynamicCache, slot: int, length: int) -> None:
         """Make a cache that has read on from `length` forget that: the states at `length` come from `slot`.
@@ -108,38 +138,64 @@ class Bridge:
         The same bits as `load`, without copying KV. O(one state).
         """
         for spec in self._attention:
-            layer: Any = cache.layers[spec.index]
+            layer = _layer(cache, spec)
             layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
+        self.attach(cache, slot)
         for spec in self._recurrent:
             for part, pool in zip(spec.parts, self._pools.state(spec.index), strict=True):
-                live_state(cache, spec.index, part.name).copy_(pool[slot])
+                if not self._lives_in_slot(spec, part, pool):
+                    live_state(cache, spec.index, part.name).copy_(pool[slot])
 
     def store(self, cache: DynamicCache, pages: NDArray[np.int32], slot: int, begin: int, end: int) -> None:
         """Write the KV of tokens `[begin, end)` into `pages` and the states at `end` into `slot`. O(end -
         begin).
         """
-        positions = torch.arange(begin, end, device=self._device)
-        where = (self._table(pages)[positions // self._page_size], positions % self._page_size)
+        where = self._places(pages, begin, end)
         for spec in self._attention:
             self._write_kv(cache, spec, where, begin, end)
         for spec in self._recurrent:
             self._store_states(cache, spec, slot)
 
-    def _table(self, pages: NDArray[np.int32]) -> Tensor:
-        return torch.from_numpy(pages).to(device=self._device, dtype=torch.int64)
+    def keep_states(self, cache: DynamicCache, layer_index: int, slot: int) -> None:
+        """Copy the states of one recurrent layer, as they are now, into `slot`."""
+        spec = next(spec for spec in self._recurrent if spec.index == layer_index)
+        for part, pool in zip(spec.parts, self._pools.state(layer_index), strict=True):
+            pool[slot].copy_(live_state(cache, layer_index, part.name))
 
-    def _read_kv(self, spec: LayerSpec, table: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        rows = [part.index_select(0, table).flatten(0, 1)[:length] for part in self._pools.kv(spec.index)]
-        if len(rows) == 1:  # MLA: one latent a token, which the model's cache keeps as a pair with one head
+    def copy_slot(self, source: int, target: int) -> None:
+        """Copy a whole state: the model's layers update it in place, whatever the plan leaves to kernels."""
+        slots = self._pools.slots()
+        slots[target].copy_(slots[source])
+
+    def _places(self, pages: NDArray[np.int32], begin: int, end: int) -> tuple[Any, ...]:
+        """The page and the place in it of each position; slices for one token, which are cheaper."""
+        if end - begin == 1:
+            number, place = divmod(begin, self._page_size)
+            return int(pages[number]), slice(place, place + 1)
+        positions = np.arange(begin, end)
+        both = np.stack((pages[positions // self._page_size], positions % self._page_size))
+        return tuple(sent(both, self._device))
+
+    def _read_kv(
+        self, cache: DynamicCache, spec: LayerSpec, table: Tensor, length: int, capacity: int
+    ) -> None:
+        """Whole pages, one after the other, into rooms of the same form."""
+        parts = self._pools.kv(spec.index)
+        size = with_slack(-(-capacity // self._page_size) * self._page_size)
+        rooms = [part.new_empty((size, *part.shape[2:])) for part in parts]
+        for part, room in zip(parts, rooms, strict=True):
+            gathered = room[: len(table) * self._page_size].view(len(table), *part.shape[1:])
+            torch.index_select(as_words(part), 0, table, out=as_words(gathered))
+        if len(rooms) == 1:  # MLA: one latent a token, which the model's cache keeps as a pair with one head
             width = self._latent_widths[spec.index]
-            rows = [half.unsqueeze(1) for half in (rows[0][:, :width], rows[0][:, width:])]
-        keys, values = (row.transpose(0, 1).unsqueeze(0).contiguous() for row in rows)
-        return keys, values
+            halves = rooms[0][:, :width], rooms[0][:, width:]
+            rooms = [half.unsqueeze(1).contiguous() for half in halves]
+        _layer(cache, spec).take((rooms[0], rooms[1]), length)
 
     def _write_kv(
-        self, cache: DynamicCache, spec: LayerSpec, where: tuple[Tensor, Tensor], begin: int, end: int
+        self, cache: DynamicCache, spec: LayerSpec, where: tuple[Any, ...], begin: int, end: int
     ) -> None:
-        layer: Any = cache.layers[spec.index]
+        layer = _layer(cache, spec)
         if layer.keys.shape[-2] != end:
             raise UnsupportedModelError(
                 f"layer {spec.index} holds {layer.keys.shape[-2]} tokens of KV, expected {end}"
@@ -153,21 +209,28 @@ class Bridge:
             _check_shape(spec, rows.shape[1:], part.shape[2:])
             part[where] = rows
 
-    def _load_states(self, cache: DynamicCache, spec: LayerSpec, slot: int) -> None:
+    def _lives_in_slot(self, spec: LayerSpec, part: TensorSpec, pool: Tensor) -> bool:
+        """Whether the model can update this part of a state where it lies."""
+        return part.name != "conv" and self._live_dtypes.get((spec.index, part.name)) == pool.dtype
+
+    def _load_states(self, cache: DynamicCache, spec: LayerSpec, slot: int, in_place: bool) -> None:
         for part, pool in zip(spec.parts, self._pools.state(spec.index), strict=True):
+            kept = pool[slot].unsqueeze(0)
             dtype = self._live_dtypes.get((spec.index, part.name), pool.dtype)
-            live = pool[slot].unsqueeze(0).to(dtype, copy=True)
             if part.name == "conv":
-                cache.update_conv_state(torch.nn.functional.pad(live, (1, 0)), spec.index)
+                cache.update_conv_state(torch.nn.functional.pad(kept.to(dtype), (1, 0)), spec.index)
+            elif in_place and self._lives_in_slot(spec, part, pool):
+                _layer(cache, spec).attach(kept)
             else:
-                cache.update_recurrent_state(live, spec.index)
+                cache.update_recurrent_state(kept.to(dtype), spec.index)
 
     def _store_states(self, cache: DynamicCache, spec: LayerSpec, slot: int) -> None:
         for part, pool in zip(spec.parts, self._pools.state(spec.index), strict=True):
             live = live_state(cache, spec.index, part.name)
             _check_shape(spec, live.shape, pool.shape[1:])
             self._live_dtypes[spec.index, part.name] = live.dtype
-            pool[slot].copy_(live)
+            if live.data_ptr() != pool[slot].data_ptr():
+                pool[slot].copy_(live)
 
 
 def live_state(cache: DynamicCache, layer_index: int, name: str) -> Tensor:
@@ -175,9 +238,18 @@ def live_state(cache: DynamicCache, layer_index: int, name: str) -> Tensor:
     a view.
     """
     layer: Any = cache.layers[layer_index]
-    states = layer.conv_states if name == "conv" else layer.recurrent_states
-    state: Tensor = (states[0] if isinstance(states, dict) else states)[0]
+    state: Tensor = held(layer.conv_states if name == "conv" else layer.recurrent_states)[0]
     return state[..., 1:] if name == "conv" else state
+
+
+def _layer(cache: DynamicCache, spec: LayerSpec) -> Any:
+    return cache.layers[spec.index]
+
+
+def as_words(rows: Tensor) -> Tensor:
+    """`[n, ...]`, contiguous within a row, as `[n, words]` of 8 bytes if they fit: fewer elements to move."""
+    flat = rows.flatten(1)
+    return flat.view(torch.int64) if flat.shape[1] * flat.element_size() % 8 == 0 else flat
 
 
 def _check_shape(spec: LayerSpec, found: torch.Size, expected: torch.Size) -> None:

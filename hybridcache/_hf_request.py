@@ -220,13 +220,18 @@ class Request:
 
     def _forward(self, step: Step, *, every_row: bool) -> Tensor:
         """Apply the plan and run the model over `[begin, end)`; what it leaves is in its own cache object."""
-        engine = self._engine
+        engine, bridge, slot = self._engine, self._engine.bridge, step.write_slot
         engine.apply_plan()
-        slot = step.write_slot if engine.copies == "eager" else step.read_slot
+        if engine.copies == "indirect" and step.read_slot not in (-1, slot):
+            bridge.copy_slot(step.read_slot, slot)
         if self._cache is None or engine.rebuild_every_step:
-            self._cache = engine.bridge.load(self._lease.pages, slot, step.begin)
+            pages = self._lease.pages
+            capacity = len(pages) * engine.layout.page_size
+            self._cache = bridge.load(pages, slot, step.begin, capacity=capacity, in_place=True)
         elif self._cache_is_ahead:
-            engine.bridge.rewind(self._cache, slot, step.begin)
+            bridge.rewind(self._cache, slot, step.begin)
+        else:
+            bridge.attach(self._cache, slot)
         self._cache_is_ahead = False
         return engine.forward(self.tokens[step.begin : step.end], self._cache, every_row=every_row)
 

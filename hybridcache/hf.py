@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 import time
+from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -19,6 +20,7 @@ from typing import Any, Literal, cast, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -30,6 +32,7 @@ from ._hf_bridge import (
     check_cache_matches,
     check_transformers_version,
 )
+from ._hf_cache import sent
 from ._hf_drafts import Drafter, PromptLookup
 from ._hf_request import Keep, OutOfRoomError, Request, StepRecord, Verification
 from ._hf_sampling import Sampling
@@ -134,14 +137,13 @@ class CachedModel:
         `breakpoints`: positions where a checkpoint is wanted, up to the last new token. `return_logits` keeps
         every row of logits in the steps, else only the last is made.
         """
-        tokens = self._tokens(input_ids)
-        lease = self.cache.reserve(
-            np.asarray(tokens, dtype=np.int32),
+        return self._open(
+            self._tokens(input_ids),
             salt=salt,
             breakpoints=breakpoints,
             max_new_tokens=max_new_tokens,
+            return_logits=return_logits,
         )
-        return None if lease is None else Request(self, lease, tokens, return_logits=return_logits)
 
     @overload
     def generate(self, input_ids: Tokens, *, max_new_tokens: int, **options: Any) -> Result: ...
@@ -179,18 +181,17 @@ class CachedModel:
         flat = all(isinstance(cut, (int, np.integer)) for cut in breakpoints)
         cuts = _one_each("breakpoints", breakpoints, len(prompts), shared=flat)
         options = self._options(max_new_tokens, eos_token_id, keep, on_step, drafter, sampling)
-        for prompt in prompts:
-            self._tokens(prompt)  # a bad prompt refuses the whole batch, before anything runs
+        checked = [self._tokens(prompt) for prompt in prompts]  # a bad one refuses all, before anything runs
         waiting = [
             partial(
-                self.open,
-                prompt,
+                self._open,
+                tokens,
                 max_new_tokens=max_new_tokens,
                 salt=prompt_salt,
                 breakpoints=prompt_cuts,
                 return_logits=return_logits,
             )
-            for prompt, prompt_salt, prompt_cuts in zip(prompts, salts, cuts, strict=True)
+            for tokens, prompt_salt, prompt_cuts in zip(checked, salts, cuts, strict=True)
         ]
         results = drive(waiting, options)
         return results[0] if single else results
@@ -221,7 +222,7 @@ class CachedModel:
             raise ValueError(f"n: {n}, expected at least 1")
         options = self._options(max_new_tokens, eos_token_id, keep, on_step, drafter, sampling)
         open_prompt = partial(
-            self.open,
+            self._open,
             self._tokens(input_ids),
             max_new_tokens=max_new_tokens,
             salt=salt,
@@ -273,12 +274,24 @@ class CachedModel:
         """Logits [len(tokens) or 1, vocab] of one row of tokens on `cache`, which goes on in place."""
         if self.model.training:
             raise UnsupportedModelError("model: in training mode, expected model.eval()")
-        ids = torch.tensor([list(tokens)], device=self.model.device)
+        ids: Any = sent(tokens, self.model.device).unsqueeze(0)  # transformers asks for a LongTensor
         output = self.model(
             input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=0 if every_row else 1
         )
         logits: Tensor = output.logits[0]
         return logits
+
+    def _open(
+        self,
+        tokens: NDArray[np.int32],
+        *,
+        max_new_tokens: int,
+        salt: bytes,
+        breakpoints: Sequence[int],
+        return_logits: bool,
+    ) -> Request | None:
+        lease = self.cache.reserve(tokens, salt=salt, breakpoints=breakpoints, max_new_tokens=max_new_tokens)
+        return None if lease is None else Request(self, lease, tokens.tolist(), return_logits=return_logits)
 
     def _options(self, *options: Any) -> Options:
         checked = Options(*options)
@@ -291,7 +304,7 @@ class CachedModel:
         self.cache.applied(plan)
         self._pending = None
 
-    def _tokens(self, prompt: Tokens) -> list[int]:
+    def _tokens(self, prompt: Tokens) -> NDArray[np.int32]:
         if isinstance(prompt, Tensor):
             if prompt.ndim == 2 and prompt.shape[0] == 1:
                 prompt = prompt[0]
@@ -303,7 +316,16 @@ class CachedModel:
             raise TypeError(f"input_ids: {prompt!r}, expected a sequence of token ids or a tensor")
         if len(prompt) == 0:
             raise ValueError("input_ids: empty, expected at least one token")
-        return [self.check_token(token) for token in prompt]
+        try:
+            plain = prompt if isinstance(prompt, list) else iter(prompt)  # bytes are no exception
+            tokens = np.frombuffer(array("i", plain), dtype=np.int32)
+        except (TypeError, OverflowError):
+            tokens = None
+        if tokens is None or tokens.min() < 0 or tokens.max() >= self._vocab_size:
+            for token in prompt:
+                self.check_token(token)  # says which one is wrong
+            raise TypeError(f"input_ids: a {type(prompt).__name__}, expected a sequence of token ids")
+        return tokens
 
 
 def _branch_openers(root: Request, n: int, open_prompt: Opener) -> list[Opener]:

@@ -233,7 +233,9 @@ class Request:
         else:
             bridge.attach(self._cache, slot)
         self._cache_is_ahead = False
-        return engine.forward(self.tokens[step.begin : step.end], self._cache, every_row=every_row)
+        inner = [(position - step.begin, slot) for position, slot in step.checkpoints]
+        tokens = self.tokens[step.begin : step.end]
+        return engine.forward(tokens, self._cache, every_row=every_row, inner=inner)
 
     def _keep(self, step: Step, logits: Tensor) -> StepRecord:
         """Leave the KV of all tokens in the pages and the state in the write slot, and commit."""

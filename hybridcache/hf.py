@@ -14,7 +14,7 @@ import operator
 import time
 from array import array
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any, Literal, cast, overload
 
@@ -36,6 +36,7 @@ from ._hf_cache import sent
 from ._hf_drafts import Drafter, PromptLookup
 from ._hf_request import Keep, OutOfRoomError, Request, StepRecord, Verification
 from ._hf_sampling import Sampling
+from ._hf_split import recurrent_modules, split
 from .cache import HybridCache
 from .config import ModelLayout
 from .pools import Pools
@@ -66,8 +67,9 @@ class CachedModel:
     `state_dtype`: what recurrent states are kept in; only "float32" restores them exactly.
     `rebuild_every_step` drops the model's cache object at each step and reloads it from pages and slot:
     slower, same bits, and half the KV memory between steps. `draft_tokens`: most drafts in one verify step (0
-    to 7), for `generate(drafter=...)`. Other options go to `HybridCache`;
-    `inner_checkpoints` is refused, a transformers model leaves its state at the end of a forward pass only.
+    to 7), for `generate(drafter=...)`. Other options go to `HybridCache`. With `inner_checkpoints` a boundary
+    inside a step costs no second pass: the recurrent layers read the step in pieces, and their states in
+    between are kept.
 
     Raises `UnsupportedModelError` if the model is not a supported hybrid, is spread over devices or in
     training mode, `TransformersVersionError` if transformers is too old.
@@ -90,10 +92,6 @@ class CachedModel:
     ) -> None:
         check_transformers_version()
         _check_model(model)
-        if cache_options.get("inner_checkpoints"):
-            raise ValueError(
-                "inner_checkpoints: True, expected False (a forward pass leaves its state at its end only)"
-            )
         if prefill_chunk is not None and prefill_chunk < 1:
             raise ValueError(f"prefill_chunk: {prefill_chunk}, expected at least 1 or None")
         if state_dtype not in ("float32", "bfloat16", "float16"):
@@ -115,6 +113,8 @@ class CachedModel:
         )
         self.pools = Pools(self.layout, self.cache.geometry, device=model.device, copies=copies)
         self.bridge = Bridge(config, self.layout, self.pools, model.device)
+        inner = cache_options.get("inner_checkpoints", False)
+        self._recurrent = recurrent_modules(model, self.layout) if inner else {}
         self.copies = copies
         self.prefill_chunk = prefill_chunk
         self.rebuild_every_step = rebuild_every_step
@@ -270,14 +270,30 @@ class CachedModel:
                 self._apply_pending(self._pending)
 
     @torch.no_grad()
-    def forward(self, tokens: Sequence[int], cache: DynamicCache, *, every_row: bool) -> Tensor:
-        """Logits [len(tokens) or 1, vocab] of one row of tokens on `cache`, which goes on in place."""
+    def forward(
+        self,
+        tokens: Sequence[int],
+        cache: DynamicCache,
+        *,
+        every_row: bool,
+        inner: Sequence[tuple[int, int]] = (),
+    ) -> Tensor:
+        """Logits [len(tokens) or 1, vocab] of one row of tokens on `cache`, which goes on in place.
+
+        `inner`: (offset, slot), ascending; the states after `offset` of these tokens are left in `slot`.
+        """
         if self.model.training:
             raise UnsupportedModelError("model: in training mode, expected model.eval()")
         ids: Any = sent(tokens, self.model.device).unsqueeze(0)  # transformers asks for a LongTensor
-        output = self.model(
-            input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=0 if every_row else 1
-        )
+        offsets, slots = [offset for offset, _ in inner], [slot for _, slot in inner]
+
+        def keep(layer: int, number: int) -> None:
+            self.bridge.keep_states(cache, layer, slots[number])
+
+        with split(self._recurrent, offsets, keep) if inner else nullcontext():
+            output = self.model(
+                input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=0 if every_row else 1
+            )
         logits: Tensor = output.logits[0]
         return logits
 

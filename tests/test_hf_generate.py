@@ -392,8 +392,6 @@ def test_what_is_no_token_is_a_type_error(model: Any, prompt: Any) -> None:
 
 
 def test_bad_engines(model: Any) -> None:
-    with pytest.raises(ValueError, match="inner_checkpoints"):
-        engine_for(model, inner_checkpoints=True)
     with pytest.raises(ValueError, match="prefill_chunk"):
         engine_for(model, prefill_chunk=0)
     with pytest.raises(TypeError, match="model"):

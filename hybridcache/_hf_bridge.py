@@ -9,6 +9,8 @@ and it keeps KV as `[1, heads, tokens, dim]` (a page keeps `[page_size, heads, d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,7 +77,7 @@ class Bridge:
     def __init__(
         self, config: PreTrainedConfig, layout: ModelLayout, pools: Pools, device: torch.device
     ) -> None:
-        self._config = config
+        self._empty = DynamicCache(config=config)
         self._pools = pools
         self._device = device
         self._page_size = layout.page_size
@@ -87,7 +89,8 @@ class Bridge:
 
     def fresh(self, capacity: int = 0) -> DynamicCache:
         """A cache that has read nothing, with room for `capacity` tokens without growing."""
-        cache = DynamicCache(config=self._config)
+        cache = copy(self._empty)
+        cache.layers = list(cache.layers)
         for spec in self._attention:
             cache.layers[spec.index] = RoomyLayer(capacity)
         for spec in self._recurrent:
@@ -108,14 +111,11 @@ class Bridge:
         KV is copied, and by default the states too: the arena is not aliased. `in_place`: the steps of this
         cache are going to write into `slot` (see `attach`). `capacity`: as `fresh`. O(length).
         """
-        capacity = max(capacity, length)
-        cache = self.fresh(capacity)
+        cache = self.fresh(max(capacity, length))
         if length:
-            table = sent(pages[: -(-length // self._page_size)], self._device)
-            for spec in self._attention:
-                self._read_kv(cache, spec, table, length, capacity)
-            for spec in self._recurrent:
-                self._load_states(cache, spec, slot, in_place)
+            self._read_kv(cache, pages, length, max(capacity, length))
+            self._make_states(cache, slot, in_place)
+            self._read_states(cache, slot)
         elif in_place:
             self.attach(cache, slot)
         return cache
@@ -127,10 +127,9 @@ class Bridge:
         `slot` holds what the cache does, or the cache has read nothing. Where a slot keeps a state in another
         dtype than the model does, the cache keeps its own, and `store` copies it.
         """
-        for spec in self._recurrent:
-            for part, pool in zip(spec.parts, self._pools.state(spec.index), strict=True):
-                if self._lives_in_slot(spec, part, pool):
-                    _layer(cache, spec).attach(pool[slot].unsqueeze(0))
+        for spec, part, kept in self._states(slot):
+            if self._lives_in_slot(spec, part, kept):
+                _layer(cache, spec).attach(slot, kept.unsqueeze(0))
 
     def rewind(self, cache: DynamicCache, slot: int, length: int) -> None:
         """Make a cache that has read on from `length` forget that: the states at `length` come from `slot`.
@@ -138,13 +137,9 @@ class Bridge:
         The same bits as `load`, without copying KV. O(one state).
         """
         for spec in self._attention:
-            layer = _layer(cache, spec)
-            layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
+            _layer(cache, spec).cut(length)
         self.attach(cache, slot)
-        for spec in self._recurrent:
-            for part, pool in zip(spec.parts, self._pools.state(spec.index), strict=True):
-                if not self._lives_in_slot(spec, part, pool):
-                    live_state(cache, spec.index, part.name).copy_(pool[slot])
+        self._read_states(cache, slot)
 
     def store(self, cache: DynamicCache, pages: NDArray[np.int32], slot: int, begin: int, end: int) -> None:
         """Write the KV of tokens `[begin, end)` into `pages` and the states at `end` into `slot`. O(end -
@@ -153,19 +148,40 @@ class Bridge:
         where = self._places(pages, begin, end)
         for spec in self._attention:
             self._write_kv(cache, spec, where, begin, end)
-        for spec in self._recurrent:
-            self._store_states(cache, spec, slot)
+        lives, targets = [], []
+        for spec, part, kept in self._states(slot):
+            if not self._lies_there(cache, spec, part, slot):
+                lives.append(self._checked_state(cache, spec, part))
+                targets.append(kept)
+        torch._foreach_copy_(targets, lives)
 
     def keep_states(self, cache: DynamicCache, layer_index: int, slot: int) -> None:
         """Copy the states of one recurrent layer, as they are now, into `slot`."""
-        spec = next(spec for spec in self._recurrent if spec.index == layer_index)
-        for part, pool in zip(spec.parts, self._pools.state(layer_index), strict=True):
-            pool[slot].copy_(live_state(cache, layer_index, part.name))
+        for spec, part, kept in self._states(slot):
+            if spec.index == layer_index:
+                kept.copy_(live_state(cache, layer_index, part.name))
 
     def copy_slot(self, source: int, target: int) -> None:
         """Copy a whole state: the model's layers update it in place, whatever the plan leaves to kernels."""
         slots = self._pools.slots()
         slots[target].copy_(slots[source])
+
+    def _read_kv(self, cache: DynamicCache, pages: NDArray[np.int32], length: int, capacity: int) -> None:
+        """Whole pages, one after the other, into rooms of the same form."""
+        table = sent(pages[: -(-length // self._page_size)], self._device)
+        count, held_tokens = len(table), len(table) * self._page_size
+        size = with_slack(max(capacity, held_tokens))
+        for spec in self._attention:
+            rooms = []
+            for part in self._pools.kv(spec.index):
+                rooms.append(part.new_empty((size, *part.shape[2:])))
+                gathered = rooms[-1][:held_tokens].view(count, *part.shape[1:])
+                torch.index_select(part, 0, table, out=gathered)
+            if len(rooms) == 1:  # MLA: one latent a token, which the cache keeps as a pair with one head
+                width = self._latent_widths[spec.index]
+                halves = rooms[0][:, :width], rooms[0][:, width:]
+                rooms = [half.unsqueeze(1).contiguous() for half in halves]
+            _layer(cache, spec).take((rooms[0], rooms[1]), length)
 
     def _places(self, pages: NDArray[np.int32], begin: int, end: int) -> tuple[Any, ...]:
         """The page and the place in it of each position; slices for one token, which are cheaper."""
@@ -174,33 +190,17 @@ class Bridge:
             return int(pages[number]), slice(place, place + 1)
         positions = np.arange(begin, end)
         both = np.stack((pages[positions // self._page_size], positions % self._page_size))
-        return tuple(sent(both, self._device))
-
-    def _read_kv(
-        self, cache: DynamicCache, spec: LayerSpec, table: Tensor, length: int, capacity: int
-    ) -> None:
-        """Whole pages, one after the other, into rooms of the same form."""
-        parts = self._pools.kv(spec.index)
-        size = with_slack(-(-capacity // self._page_size) * self._page_size)
-        rooms = [part.new_empty((size, *part.shape[2:])) for part in parts]
-        for part, room in zip(parts, rooms, strict=True):
-            gathered = room[: len(table) * self._page_size].view(len(table), *part.shape[1:])
-            torch.index_select(as_words(part), 0, table, out=as_words(gathered))
-        if len(rooms) == 1:  # MLA: one latent a token, which the model's cache keeps as a pair with one head
-            width = self._latent_widths[spec.index]
-            halves = rooms[0][:, :width], rooms[0][:, width:]
-            rooms = [half.unsqueeze(1).contiguous() for half in halves]
-        _layer(cache, spec).take((rooms[0], rooms[1]), length)
+        return sent(both, self._device).unbind(0)
 
     def _write_kv(
         self, cache: DynamicCache, spec: LayerSpec, where: tuple[Any, ...], begin: int, end: int
     ) -> None:
         layer = _layer(cache, spec)
-        if layer.keys.shape[-2] != end:
+        if layer.get_seq_length() != end:
             raise UnsupportedModelError(
-                f"layer {spec.index} holds {layer.keys.shape[-2]} tokens of KV, expected {end}"
+                f"layer {spec.index} holds {layer.get_seq_length()} tokens of KV, expected {end}"
             )
-        new = [part[0, :, begin:end].transpose(0, 1) for part in (layer.keys, layer.values)]
+        new = layer.rows(begin, end)
         parts = self._pools.kv(spec.index)
         if len(parts) == 1:
             self._latent_widths[spec.index] = new[0].shape[-1]
@@ -209,28 +209,48 @@ class Bridge:
             _check_shape(spec, rows.shape[1:], part.shape[2:])
             part[where] = rows
 
-    def _lives_in_slot(self, spec: LayerSpec, part: TensorSpec, pool: Tensor) -> bool:
+    def _states(self, slot: int) -> Iterator[tuple[LayerSpec, TensorSpec, Tensor]]:
+        """All parts of the state in `slot`: views."""
+        for spec in self._recurrent:
+            for part, pool in zip(spec.parts, self._pools.state(spec.index), strict=True):
+                yield spec, part, pool[slot]
+
+    def _lives_in_slot(self, spec: LayerSpec, part: TensorSpec, kept: Tensor) -> bool:
         """Whether the model can update this part of a state where it lies."""
-        return part.name != "conv" and self._live_dtypes.get((spec.index, part.name)) == pool.dtype
+        return part.name != "conv" and self._live_dtypes.get((spec.index, part.name)) == kept.dtype
 
-    def _load_states(self, cache: DynamicCache, spec: LayerSpec, slot: int, in_place: bool) -> None:
-        for part, pool in zip(spec.parts, self._pools.state(spec.index), strict=True):
-            kept = pool[slot].unsqueeze(0)
-            dtype = self._live_dtypes.get((spec.index, part.name), pool.dtype)
+    def _lies_there(self, cache: DynamicCache, spec: LayerSpec, part: TensorSpec, slot: int) -> bool:
+        """Whether this part of the cache's state is what the slot holds, and not a copy."""
+        return part.name != "conv" and _layer(cache, spec).slot == slot
+
+    def _make_states(self, cache: DynamicCache, slot: int, in_place: bool) -> None:
+        """The states of a cache that has read something: in the slot, or memory for them."""
+        for spec, part, kept in self._states(slot):
+            layer, dtype = _layer(cache, spec), self._live_dtypes.get((spec.index, part.name), kept.dtype)
             if part.name == "conv":
-                cache.update_conv_state(torch.nn.functional.pad(kept.to(dtype), (1, 0)), spec.index)
-            elif in_place and self._lives_in_slot(spec, part, pool):
-                _layer(cache, spec).attach(kept)
+                channels, width = kept.shape
+                layer.take(kept.new_zeros((1, channels, width + 1), dtype=dtype))
+            elif in_place and self._lives_in_slot(spec, part, kept):
+                layer.attach(slot, kept.unsqueeze(0))
             else:
-                cache.update_recurrent_state(kept.to(dtype), spec.index)
+                layer.update_recurrent_state(kept.unsqueeze(0).to(dtype))
 
-    def _store_states(self, cache: DynamicCache, spec: LayerSpec, slot: int) -> None:
-        for part, pool in zip(spec.parts, self._pools.state(spec.index), strict=True):
-            live = live_state(cache, spec.index, part.name)
-            _check_shape(spec, live.shape, pool.shape[1:])
+    def _read_states(self, cache: DynamicCache, slot: int) -> None:
+        """Copy what does not lie in the slot itself."""
+        lives, sources = [], []
+        for spec, part, kept in self._states(slot):
+            if not self._lies_there(cache, spec, part, slot):
+                lives.append(live_state(cache, spec.index, part.name))
+                sources.append(kept)
+        torch._foreach_copy_(lives, sources)
+
+    def _checked_state(self, cache: DynamicCache, spec: LayerSpec, part: TensorSpec) -> Tensor:
+        """The state part that the cache holds; the first time, its dtype is learned."""
+        live = live_state(cache, spec.index, part.name)
+        if (spec.index, part.name) not in self._live_dtypes:
+            _check_shape(spec, live.shape, torch.Size(part.shape))
             self._live_dtypes[spec.index, part.name] = live.dtype
-            if live.data_ptr() != pool[slot].data_ptr():
-                pool[slot].copy_(live)
+        return live
 
 
 def live_state(cache: DynamicCache, layer_index: int, name: str) -> Tensor:
@@ -244,12 +264,6 @@ def live_state(cache: DynamicCache, layer_index: int, name: str) -> Tensor:
 
 def _layer(cache: DynamicCache, spec: LayerSpec) -> Any:
     return cache.layers[spec.index]
-
-
-def as_words(rows: Tensor) -> Tensor:
-    """`[n, ...]`, contiguous within a row, as `[n, words]` of 8 bytes if they fit: fewer elements to move."""
-    flat = rows.flatten(1)
-    return flat.view(torch.int64) if flat.shape[1] * flat.element_size() % 8 == 0 else flat
 
 
 def _check_shape(spec: LayerSpec, found: torch.Size, expected: torch.Size) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
@@ -28,7 +29,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def __init__(self, capacity: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._capacity = capacity
-        self._rooms: tuple[Tensor, ...] = ()
+        self._rooms: tuple[Tensor, Tensor] | None = None
 
     def take(self, rooms: tuple[Tensor, Tensor], length: int) -> None:
         """Hold `length` tokens, which stand in `rooms`: keys and values, each `[capacity, heads, dim]`."""
@@ -37,26 +38,35 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.is_initialized = True
         self._show(length)
 
+    def cut(self, length: int) -> None:
+        """Forget all tokens beyond `length`."""
+        self._show(length)
+
+    def rows(self, begin: int, end: int) -> list[Tensor]:
+        """Keys and values of these tokens, `[end - begin, heads, dim]` each: views."""
+        return [room[begin:end] for room in self._rooms or ()]
+
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append `[1, heads, new, dim]`; all there is, as views."""
         begin = self.get_seq_length()
         end = begin + key_states.shape[-2]
-        if not self._rooms or end > len(self._rooms[0]):
+        if self._rooms is None or end > len(self._rooms[0]):
             self._grow((key_states, value_states), begin, max(end, self._capacity))
-        for room, new in zip(self._rooms, (key_states, value_states), strict=True):
-            room[begin:end].copy_(new[0].transpose(0, 1))
+        for rows, new in zip(self.rows(begin, end), (key_states, value_states), strict=True):
+            rows.copy_(new[0].transpose(0, 1))
         self._show(end)
         return self.keys, self.values
 
     def _grow(self, like: tuple[Tensor, Tensor], length: int, capacity: int) -> None:
-        rooms = tuple(new.new_empty((with_slack(capacity), new.shape[1], new.shape[3])) for new in like)
-        for room, old in zip(rooms, self._rooms, strict=bool(self._rooms)):
-            room[:length].copy_(old[:length])
-        self.take((rooms[0], rooms[1]), length)
+        keys, values = (new.new_empty((with_slack(capacity), new.shape[1], new.shape[3])) for new in like)
+        for room, old in zip((keys, values), self.rows(0, length), strict=self._rooms is not None):
+            room[:length].copy_(old)
+        self.take((keys, values), length)
 
     def _show(self, length: int) -> None:
+        assert self._rooms is not None
         self.keys, self.values = (room[:length].transpose(0, 1).unsqueeze(0) for room in self._rooms)
 
 
@@ -69,11 +79,20 @@ class SlotLayer(LinearAttentionLayer):
 
     def __init__(self) -> None:
         super().__init__()
+        self.slot: int | None = None
         self._home: Tensor | None = None
 
-    def attach(self, state: Tensor) -> None:
-        """From now on the recurrent state `[1, heads, K, V]` is what `state` holds, if there is one yet."""
-        self._home = state
+    def take(self, conv: Tensor) -> None:
+        """Go on from a conv state `[1, channels, width]`, which is this layer's from now on."""
+        self._put("conv_states", conv)
+        self._put("conv_kernel_size", conv.shape[-1])
+        self._put("is_conv_states_initialized", True)
+        self._put("has_previous_state", True)
+
+    def attach(self, slot: int, state: Tensor) -> None:
+        """From now on the recurrent state `[1, heads, K, V]` is what `state` holds, if there is one yet; it
+        lies in `slot`."""
+        self.slot, self._home = slot, state
         if held(self.has_previous_state):
             self._keep(state)
 
@@ -86,11 +105,15 @@ class SlotLayer(LinearAttentionLayer):
         return self._home
 
     def _keep(self, state: Tensor) -> None:
-        for name, value in (("recurrent_states", state), ("is_recurrent_states_initialized", True)):
-            if isinstance(getattr(self, name), dict):
-                getattr(self, name)[0] = value
-            else:  # before transformers had several states in a layer
-                setattr(self, name, value)
+        self._put("recurrent_states", state)
+        self._put("is_recurrent_states_initialized", True)
+
+    def _put(self, name: str, value: Any) -> None:
+        kept = getattr(self, name, None)
+        if isinstance(kept, dict):
+            kept[0] = value
+        else:  # before transformers had several states in a layer
+            setattr(self, name, value)
 
 
 def held(value: Any) -> Any:
@@ -107,7 +130,7 @@ def with_slack(capacity: int) -> int:
 
 def sent(values: Any, device: torch.device) -> Tensor:
     """int64 on the device; the host does not wait for what the device has to do before."""
-    tensor = torch.as_tensor(values, dtype=torch.int64)
+    tensor = torch.from_numpy(np.array(values, dtype=np.int64))
     if device.type != "cuda":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)

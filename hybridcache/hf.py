@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from ._hf_bridge import (
 )
 from ._hf_cache import sent
 from ._hf_drafts import Drafter, PromptLookup
+from ._hf_prompts import Tokens, as_integers, each_prompt, one_each, row_of
 from ._hf_request import Keep, OutOfRoomError, Request, StepRecord, Verification
 from ._hf_sampling import Sampling
 from ._hf_split import recurrent_modules, split
@@ -55,8 +56,6 @@ __all__ = [
     "UnsupportedModelError",
     "Verification",
 ]
-
-Tokens = Sequence[int] | Tensor
 
 
 class CachedModel:
@@ -176,10 +175,10 @@ class CachedModel:
         arena completes too: requests without room wait for others to finish. If anything raises, all requests
         of this call are closed and publish nothing more; `OutOfRoomError` if none can go on.
         """
-        prompts, single = _prompts(input_ids)
-        salts = _one_each("salt", salt, len(prompts), shared=isinstance(salt, bytes))
+        prompts, single = each_prompt(input_ids)
+        salts = one_each("salt", salt, len(prompts), shared=isinstance(salt, bytes))
         flat = all(isinstance(cut, (int, np.integer)) for cut in breakpoints)
-        cuts = _one_each("breakpoints", breakpoints, len(prompts), shared=flat)
+        cuts = one_each("breakpoints", breakpoints, len(prompts), shared=flat)
         options = self._options(max_new_tokens, eos_token_id, keep, on_step, drafter, sampling)
         checked = [self._tokens(prompt) for prompt in prompts]  # a bad one refuses all, before anything runs
         waiting = [
@@ -307,7 +306,11 @@ class CachedModel:
         return_logits: bool,
     ) -> Request | None:
         lease = self.cache.reserve(tokens, salt=salt, breakpoints=breakpoints, max_new_tokens=max_new_tokens)
-        return None if lease is None else Request(self, lease, tokens.tolist(), return_logits=return_logits)
+        return (
+            None
+            if lease is None
+            else Request(self, lease, array("i", tokens.tobytes()), return_logits=return_logits)
+        )
 
     def _options(self, *options: Any) -> Options:
         checked = Options(*options)
@@ -321,27 +324,13 @@ class CachedModel:
         self._pending = None
 
     def _tokens(self, prompt: Tokens) -> NDArray[np.int32]:
-        if isinstance(prompt, Tensor):
-            if prompt.ndim == 2 and prompt.shape[0] == 1:
-                prompt = prompt[0]
-            if prompt.ndim != 1 or prompt.is_floating_point():
-                found = f"a {prompt.dtype} tensor of shape {tuple(prompt.shape)}"
-                raise ValueError(f"input_ids: {found}, expected integers in one row")
-            prompt = prompt.tolist()
-        if not isinstance(prompt, (Sequence, np.ndarray)):
-            raise TypeError(f"input_ids: {prompt!r}, expected a sequence of token ids or a tensor")
-        if len(prompt) == 0:
-            raise ValueError("input_ids: empty, expected at least one token")
-        try:
-            plain = prompt if isinstance(prompt, list) else iter(prompt)  # bytes are no exception
-            tokens = np.frombuffer(array("i", plain), dtype=np.int32)
-        except (TypeError, OverflowError):
-            tokens = None
+        row = row_of(prompt)
+        tokens = as_integers(row)
         if tokens is None or tokens.min() < 0 or tokens.max() >= self._vocab_size:
-            for token in prompt:
+            for token in row:
                 self.check_token(token)  # says which one is wrong
             raise TypeError(f"input_ids: a {type(prompt).__name__}, expected a sequence of token ids")
-        return tokens
+        return tokens.astype(np.int32)
 
 
 def _branch_openers(root: Request, n: int, open_prompt: Opener) -> list[Opener]:
@@ -359,25 +348,6 @@ def _run_or_raise(request: Request, options: Options) -> None:
     if record is None:
         raise OutOfRoomError("no room for the prompt's next step, and no request of this call can finish")
     options.on_step(0, record)
-
-
-def _prompts(input_ids: Tokens | Sequence[Tokens]) -> tuple[list[Tokens], bool]:
-    """The prompts of a call, and whether it named a single one."""
-    several = isinstance(input_ids, (Sequence, np.ndarray)) and len(input_ids) > 0
-    if several and isinstance(input_ids[0], (Sequence, Tensor, np.ndarray)):
-        return list(cast("Sequence[Tokens]", input_ids)), False
-    return [cast("Tokens", input_ids)], True
-
-
-def _one_each(name: str, value: Any, count: int, *, shared: bool) -> list[Any]:
-    """`value` for each of `count` prompts: the same for all where it is `shared`, else one per prompt."""
-    if shared:
-        return [value] * count
-    if len(value) != count:
-        raise ValueError(
-            f"{name}: {len(value)} values, expected one for all or one for each of {count} prompts"
-        )
-    return list(value)
 
 
 def _check_model(model: PreTrainedModel) -> None:

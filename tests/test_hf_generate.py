@@ -367,6 +367,9 @@ def test_calls_out_of_order(model: Any) -> None:
         ([[1], []], {}, "empty"),
         ([[1], [VOCAB]], {}, "token: 128"),
         ([1, -1], {}, "token: -1"),
+        ([1, 1 << 40], {}, "token: 1099511627776"),
+        (torch.tensor([[1, VOCAB]]), {}, "token: 128"),
+        (np.array([1, VOCAB]), {}, "token: 128"),
         (torch.zeros(2, 3, dtype=torch.int64), {}, "one row"),
         (torch.zeros(3), {}, "integers"),
         ([1, 2], {"max_new_tokens": -1}, "max_new_tokens"),
@@ -385,7 +388,9 @@ def test_bad_arguments_refuse_the_whole_call(
     assert_nothing_leaked(engine)
 
 
-@pytest.mark.parametrize("prompt", [[1, 2.5], [[1], 2], "ab", [[1], "ab"], 3], ids=str)
+@pytest.mark.parametrize(
+    "prompt", [[1, 2.5], [[1], 2], "ab", [[1], "ab"], 3, np.array([1.0]), torch.tensor([True])], ids=str
+)
 def test_what_is_no_token_is_a_type_error(model: Any, prompt: Any) -> None:
     with pytest.raises(TypeError):
         engine_for(model).generate(prompt, max_new_tokens=1)

@@ -15,6 +15,7 @@ import gc
 import json
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,24 @@ from transformers import PreTrainedModel
 from benchmarks import ttft_report as report
 from benchmarks.gpu_clock import describe
 from benchmarks.ttft_inner import measure_inner
-from benchmarks.ttft_model import NeverLeft, build, memory, peak_memory, plain_copy, same, timed, versions
+from benchmarks.ttft_model import (
+    NeverLeft,
+    build,
+    memory,
+    peak_memory,
+    plain_copy,
+    same,
+    short_steps,
+    timed,
+    versions,
+)
 from benchmarks.ttft_talk import ARTICLE, TINY, Profile, Talk, first_token, go_on
 from hybridcache.hf import CachedModel, Request
 
 IDEAL_RUNS = 3  # of each turn: the median counts
 
 
-def cold(model: PreTrainedModel, prompt: Sequence[int]) -> tuple[float, int]:
+def cold(model: PreTrainedModel, prompt: torch.Tensor) -> tuple[float, int]:
     """No cache at all: one forward pass over the prompt. Milliseconds, and bytes taken for it."""
 
     def run() -> Any:
@@ -42,7 +53,7 @@ def cold(model: PreTrainedModel, prompt: Sequence[int]) -> tuple[float, int]:
     return took, taken
 
 
-def ideal(talk: Talk, prompt: Sequence[int], cuts: Sequence[int]) -> tuple[list[float], torch.Tensor, int]:
+def ideal(talk: Talk, prompt: torch.Tensor, cuts: Sequence[int]) -> tuple[list[float], torch.Tensor, int]:
     """The same steps on the state that never left: several times on copies, at last on itself. A first turn
     once: it takes long, and there is nothing to leave."""
     assert talk.never_left is not None
@@ -59,25 +70,24 @@ def ideal(talk: Talk, prompt: Sequence[int], cuts: Sequence[int]) -> tuple[list[
     return took, logits, taken
 
 
-def cached(engine: CachedModel, prompt: list[int], generated: int) -> tuple[Request, int, dict[str, Any]]:
-    """The turn through the cache, to its first token. `recomputed`: prompt tokens that steps have read."""
+def cached(engine: CachedModel, prompt: torch.Tensor, generated: int) -> tuple[Request, int, dict[str, Any]]:
+    """The turn through the cache, to its first token. `computed`: prompt tokens that steps have read."""
     ((request, token), took), taken = peak_memory(
         engine.model.device,
         lambda: timed(engine.model.device, lambda: first_token(engine, prompt, generated)),
     )
-    computed = sum(step.end - step.begin for step in request.steps)
     row = {
         "prompt": len(prompt),
         "reused": request.lease.start,
         "passes": len(request.steps),
         "cached_ms": took,
         "cached_bytes": taken,
-        "computed": computed,
+        "computed": sum(step.end - step.begin for step in request.steps),
     }
     return request, token, row
 
 
-def compare_with_ideal(talk: Talk, request: Request, prompt: list[int], row: dict[str, Any]) -> None:
+def compare_with_ideal(talk: Talk, request: Request, prompt: torch.Tensor, row: dict[str, Any]) -> None:
     """Adds what the ideal takes, and whether logits, states and KV of the turn are the same bits."""
     cuts = [request.steps[0].begin, *(step.end for step in request.steps)]
     row["ideal_runs_ms"], logits, row["ideal_bytes"] = ideal(talk, prompt, cuts)
@@ -95,29 +105,44 @@ def alone(engine: CachedModel, model: PreTrainedModel, profile: Profile) -> list
     talk.never_left = NeverLeft(model)
     for turn in range(profile.turns):
         prompt = talk.prompt(turn)
+        meet_lengths(talk, prompt)
         request, token, row = cached(engine, prompt, profile.generated)
         compare_with_ideal(talk, request, prompt, row)
+        start = time.perf_counter()
         generated, decoded = go_on(request, token, profile.generated)
-        for each, ours in zip(generated, decoded, strict=False):
-            row["exact"] &= torch.equal(talk.never_left.read([each]), ours)
+        row["decode_ms"] = (time.perf_counter() - start) * 1e3 / max(1, len(decoded))
+        with short_steps():
+            for each, ours in zip(generated, decoded, strict=False):
+                row["exact"] &= torch.equal(talk.never_left.read(torch.tensor([each])), ours)
         lease = request.lease
         kept = engine.bridge.load(lease.pages, lease.live_slot, lease.committed)
         row["exact"] &= same(kept, talk.never_left.cache)
         del kept
         row["cold_ms"], row["cold_bytes"] = cold(model, prompt)
-        rows.append(finish(talk, request, prompt + generated, turn, row))
+        rows.append(finish(talk, request, prompt, generated, row, turn))
     return rows
 
 
+def meet_lengths(talk: Talk, prompt: torch.Tensor) -> None:
+    """Kernels that are planned for each length they meet are planned before anybody is timed: who comes first
+    would pay for all others."""
+    assert talk.never_left is not None
+    cuts = [talk.read, len(prompt)] if talk.read else [0, len(prompt) - 8, len(prompt)]
+    talk.never_left.copy().first_token(prompt, cuts)
+
+
 def together(
-    engine: CachedModel, model: PreTrainedModel, profile: Profile, talks: int
+    engine: CachedModel, model: PreTrainedModel, profile: Profile, talks: int, until: float
 ) -> list[dict[str, Any]]:
-    """Several conversations in turn. What never left is a copy of what each request held before it closed."""
+    """Several conversations in turn, after one alone has met all lengths. What never left is a copy of what
+    each request held before it closed. No round of turns begins after `until`."""
     rows = []
     everyone = [Talk(1 + number, profile, model.config.vocab_size) for number in range(talks)]
     for talk in everyone:
         talk.never_left = NeverLeft(model)
     for turn in range(profile.turns):
+        if time.monotonic() > until:
+            break
         for talk in everyone:
             prompt = talk.prompt(turn)
             request, token, row = cached(engine, prompt, profile.generated)
@@ -126,12 +151,12 @@ def together(
             assert request._cache is not None
             talk.never_left = None  # its memory first
             talk.never_left = NeverLeft(model, plain_copy(model, request._cache))
-            rows.append(finish(talk, request, prompt + generated, turn, row))
+            rows.append(finish(talk, request, prompt, generated, row, turn))
     return rows
 
 
 def finish(
-    talk: Talk, request: Request, sequence: list[int], turn: int, row: dict[str, Any]
+    talk: Talk, request: Request, prompt: torch.Tensor, generated: list[int], row: dict[str, Any], turn: int
 ) -> dict[str, Any]:
     """Close the turn; `beyond_ideal`: tokens computed though earlier steps had read them."""
     row |= {
@@ -139,9 +164,9 @@ def finish(
         "turn": turn,
         "suffix": row["prompt"] - talk.read,
         "beyond_ideal": row["computed"] - (row["prompt"] - talk.read),
-        "allocated_bytes": memory(request._engine.model.device),
+        "allocated_bytes": memory(request.last_logits.device),
     }
-    talk.tokens, talk.read = sequence, request.lease.committed
+    talk.tokens, talk.read = torch.cat((prompt, torch.tensor(generated))), request.lease.committed
     request.close()
     return row
 
@@ -169,6 +194,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--talks", type=int, default=4, help="conversations that take turns (0: none)")
     parser.add_argument("--turns", type=int, default=None, metavar="N", help="fewer turns than the profile")
     parser.add_argument("--talk-turns", type=int, default=None, metavar="N", help="of those that take turns")
+    parser.add_argument("--minutes", type=float, default=60, help="begin no more rounds of turns after that")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--plot", metavar="FILE", help="draw them there, if matplotlib is installed")
     options = parser.parse_args(argv)
@@ -179,38 +205,38 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def save(result: dict[str, Any], path: str | None) -> None:
+    """After each part: a machine that is taken away leaves what it has measured."""
+    if path:
+        Path(path).write_text(json.dumps(result, indent=1) + "\n")
+
+
 def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
+    until = time.monotonic() + 60 * options.minutes
     device, profile = options.device, options.profile
     about = {**describe(device), **versions()}
     model = build(device, tiny=options.tiny)
     result: dict[str, Any] = {"machine": about, "profile": profile._asdict(), "weights_bytes": memory(device)}
     print(report.heading(about, model), flush=True)
     warm_up(model, profile)
-    result["alone"] = run_alone(model, profile)
+    result["alone"] = alone(engine_for(model, profile, 1), model, profile)
     print(report.turns(result["alone"]), flush=True)
-    result["together"] = run_together(model, options)
-    print(report.talks(result["together"]), flush=True)
+    save(result, options.json)
     result["inner"] = measure_inner(model, profile)
     print(report.inner(result["inner"]), flush=True)
+    save(result, options.json)
+    result["together"] = []
+    if options.talks:
+        engine = engine_for(model, options.talk_profile, options.talks)
+        result["together"] = together(engine, model, options.talk_profile, options.talks, until)
+    print(report.talks(result["together"]), flush=True)
+    gc.unfreeze()
     result["bounds"] = report.bounds(result)
     print(report.bounds_table(result["bounds"]), flush=True)
-    if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+    save(result, options.json)
     if options.plot and not report.plot(result, options.plot):
         print("no plot: matplotlib is not installed", file=sys.stderr)
-    gc.unfreeze()
-
-
-def run_alone(model: PreTrainedModel, profile: Profile) -> list[dict[str, Any]]:
-    return alone(engine_for(model, profile, 1), model, profile)
-
-
-def run_together(model: PreTrainedModel, options: argparse.Namespace) -> list[dict[str, Any]]:
-    if not options.talks:
-        return []
-    engine = engine_for(model, options.talk_profile, options.talks)
-    return together(engine, model, options.talk_profile, options.talks)
 
 
 if __name__ == "__main__":

@@ -19,16 +19,16 @@ from benchmarks.ttft_talk import Profile, first_token
 from hybridcache.hf import CachedModel
 
 RUNS = 5
-LONG_RUNS = 3
+LONG_RUNS = 2
 NO_INTERIOR = 1 << 30
 
-Prompts = Callable[[int, int], list[int]]
+Prompts = Callable[[int, int], torch.Tensor]
 
 
 def random_prompts(vocabulary: int) -> Prompts:
-    def prompt(length: int, seed: int) -> list[int]:
+    def prompt(length: int, seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return torch.randint(vocabulary, (length,), generator=generator).tolist()
+        return torch.randint(vocabulary, (length,), generator=generator)
 
     return prompt
 
@@ -39,7 +39,7 @@ def engine_for(model: PreTrainedModel, profile: Profile, **options: Any) -> Cach
 
 
 def runs(
-    engine: CachedModel, prompts: Iterator[Sequence[int]], number: int, cuts: Sequence[int], inner: list[int]
+    engine: CachedModel, prompts: Iterator[torch.Tensor], number: int, cuts: Sequence[int] = ()
 ) -> dict[str, Any]:
     """Median milliseconds to the first token of several prompts of a kind; the first one warms up."""
     forward, took, passes = engine.forward, [], []
@@ -59,8 +59,12 @@ def runs(
         passes.append(len(request.steps))
         request.close(discard=True)
     engine.forward = forward  # type: ignore[method-assign]
-    inner.append(max(split))
-    return {"ms": statistics.median(took[1:]), "runs_ms": took[1:], "passes": max(passes)}
+    return {
+        "ms": statistics.median(took[1:]),
+        "runs_ms": took[1:],
+        "passes": max(passes),
+        "inner": max(split),
+    }
 
 
 def next_turn(model: PreTrainedModel, profile: Profile, prompts: Prompts) -> tuple[dict[str, Any], list[Any]]:
@@ -76,12 +80,11 @@ def next_turn(model: PreTrainedModel, profile: Profile, prompts: Prompts) -> tup
     ):
         engine = engine_for(model, profile, inner_checkpoints=inner)
         engine.generate(prefix, max_new_tokens=0)
-        split: list[int] = []
-        turns = (prefix + prompts(added, seed) for seed in count(100))
-        found[name] = runs(engine, turns, RUNS, cuts, split) | {"inner": max(split)}
+        turns = (torch.cat((prefix, prompts(added, seed))) for seed in count(100))
+        found[name] = runs(engine, turns, RUNS, cuts)
         if cuts:
-            prompt = prefix + prompts(added, 100)
-            request, _ = first_token(engine, prompt[:cut] + prompts(70, 7), 1)
+            read = torch.cat((prefix, prompts(added, 100)))[:cut]  # by the first of these turns
+            request, _ = first_token(engine, torch.cat((read, prompts(70, 7))), 1)
             assert request.lease.start == cut, request.match
             resumed.append(request.last_logits)
             request.close(discard=True)
@@ -111,9 +114,7 @@ def first_prompt(model: PreTrainedModel, profile: Profile, prompts: Prompts) -> 
         ("inner checkpoint", {"inner_checkpoints": True, "interior_spacing": NO_INTERIOR}),
         ("inner checkpoints, sparse ones too", {"inner_checkpoints": True}),
     ):
-        engine, split = engine_for(model, profile, **options), []
-        found[name] = runs(engine, fresh, LONG_RUNS, (), split) | {"inner": max(split)}
-        del engine
+        found[name] = runs(engine_for(model, profile, **options), fresh, LONG_RUNS)
     return found
 
 

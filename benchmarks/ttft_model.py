@@ -8,8 +8,10 @@ compared with. Knows no `hybridcache` but the shapes of its presets.
 from __future__ import annotations
 
 import gc
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -67,13 +69,26 @@ def build(device: torch.device, *, tiny: bool, seed: int = 0) -> PreTrainedModel
 
 
 def versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
+    """Of what computes; and whether FLA's kernels were tuned here or took what a file says."""
+    found: dict[str, str | None] = {"FLA_CACHE_MODE": os.environ.get("FLA_CACHE_MODE")}
     for name in ("transformers", "flash-linear-attention", "causal-conv1d"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = None
     return found
+
+
+@contextmanager
+def short_steps() -> Iterator[None]:
+    """Within, attention is not cuDNN's: that makes a plan for each length it has not met, which takes longer
+    than it takes to decode a token. Nobody's first token is timed within."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def timed(device: torch.device, call: Callable[[], T]) -> tuple[T, float]:
@@ -113,13 +128,13 @@ class NeverLeft:
         self.cache = DynamicCache(config=model.config) if cache is None else cache
 
     @torch.no_grad()
-    def read(self, tokens: Sequence[int]) -> torch.Tensor:
+    def read(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits [vocab] after the last of these tokens, read in one forward pass."""
-        ids = torch.tensor([tokens], device=self.model.device)
+        ids = tokens.unsqueeze(0).to(self.model.device)
         output = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         return output.logits[0, -1]
 
-    def first_token(self, tokens: Sequence[int], cuts: Sequence[int]) -> tuple[int, torch.Tensor]:
+    def first_token(self, tokens: torch.Tensor, cuts: Sequence[int]) -> tuple[int, torch.Tensor]:
         """Read `tokens[cuts[0]:cuts[-1]]` in passes that end at `cuts`; the next token, and its logits."""
         logits = torch.empty(0)
         for begin, end in pairwise(cuts):

@@ -6,12 +6,11 @@ Measures nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.ttft_model import NeverLeft
+from benchmarks.ttft_model import NeverLeft, short_steps
 from hybridcache.hf import CachedModel, Request
 
 
@@ -36,19 +35,19 @@ class Talk:
         self.number, self.profile = number, profile
         self._generator = torch.Generator().manual_seed(1000 + number)
         self._vocabulary = vocabulary
-        self.tokens: list[int] = []
+        self.tokens = torch.empty(0, dtype=torch.int64)
         self.read = 0
         self.never_left: NeverLeft | None = None
 
-    def prompt(self, turn: int) -> list[int]:
-        """All that was said, and what the user adds: random ids."""
+    def prompt(self, turn: int) -> torch.Tensor:
+        """All that was said, and what the user adds: random ids, on the host, as a tokenizer leaves them."""
         count = self.profile.prompt_length(turn) - len(self.tokens)
-        added = torch.randint(self._vocabulary, (count,), generator=self._generator).tolist()
-        return self.tokens + added
+        added = torch.randint(self._vocabulary, (count,), generator=self._generator)
+        return torch.cat((self.tokens, added))
 
 
 def first_token(
-    engine: CachedModel, prompt: Sequence[int], generated: int, **options: Any
+    engine: CachedModel, prompt: torch.Tensor, generated: int, **options: Any
 ) -> tuple[Request, int]:
     """What `generate` does up to its first token, the request still open. `options`: those of `open`."""
     request = engine.open(prompt, max_new_tokens=generated, **options)
@@ -63,9 +62,10 @@ def first_token(
 def go_on(request: Request, token: int, count: int) -> tuple[list[int], list[torch.Tensor]]:
     """Greedy decoding to `count` tokens, of which `token` is the first; the last one is not read."""
     generated, rows = [token], []
-    while len(generated) < count:
-        request.decode(generated[-1])
-        assert request.last_logits is not None
-        rows.append(request.last_logits)
-        generated.append(int(rows[-1].argmax()))
+    with short_steps():
+        while len(generated) < count:
+            request.decode(generated[-1])
+            assert request.last_logits is not None
+            rows.append(request.last_logits)
+            generated.append(int(rows[-1].argmax()))
     return generated, rows

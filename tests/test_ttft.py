@@ -81,7 +81,7 @@ def _spoil_what_nobody_reads(cache: Any) -> None:
 @pytest.mark.parametrize("spoil", [_spoil_kv, _spoil_state, _spoil_conv, _spoil_what_nobody_reads])
 def test_a_difference_of_one_number_is_noticed(model: Any, spoil: Any) -> None:
     left = NeverLeft(model)
-    left.read(list(range(20)))
+    left.read(torch.arange(20))
     copied = left.copy()
     assert same(left.cache, copied.cache)
     spoil(copied.cache)
@@ -91,11 +91,11 @@ def test_a_difference_of_one_number_is_noticed(model: Any, spoil: Any) -> None:
 
 def test_a_copy_goes_on_alone(model: Any) -> None:
     left = NeverLeft(model)
-    left.read(list(range(20)))
+    left.read(torch.arange(20))
     copied = NeverLeft(model, plain_copy(model, left.cache))
-    token, logits = copied.first_token(list(range(30)), [20, 25, 30])
+    token, logits = copied.first_token(torch.arange(30), [20, 25, 30])
     assert left.cache.get_seq_length() == 20 and copied.cache.get_seq_length() == 30
-    again, expected = left.first_token(list(range(30)), [20, 25, 30])
+    again, expected = left.first_token(torch.arange(30), [20, 25, 30])
     assert torch.equal(logits, expected) and token == again
 
 

@@ -16,7 +16,6 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ from benchmarks.ttft_model import (
 from benchmarks.ttft_talk import ARTICLE, TINY, Profile, Talk, first_token, go_on
 from hybridcache.hf import CachedModel, Request
 
-IDEAL_RUNS = 3  # of each turn: the median counts
+RUNS = 3  # of each turn, cached and ideal by turns: medians count
 
 
 def cold(model: PreTrainedModel, prompt: torch.Tensor) -> tuple[float, int]:
@@ -53,25 +52,8 @@ def cold(model: PreTrainedModel, prompt: torch.Tensor) -> tuple[float, int]:
     return took, taken
 
 
-def ideal(talk: Talk, prompt: torch.Tensor, cuts: Sequence[int]) -> tuple[list[float], torch.Tensor, int]:
-    """The same steps on the state that never left: several times on copies, at last on itself. A first turn
-    once: it takes long, and there is nothing to leave."""
-    assert talk.never_left is not None
-    model, took, taken = talk.never_left.model, [], 0
-    runs = IDEAL_RUNS if cuts[0] else 1
-    for run in range(runs):
-        left = talk.never_left if run == runs - 1 else talk.never_left.copy()
-        ((_, logits), milliseconds), taken = peak_memory(
-            model.device,
-            lambda left=left: timed(model.device, lambda: left.first_token(prompt, cuts)),
-        )
-        took.append(milliseconds)
-        del left
-    return took, logits, taken
-
-
 def cached(engine: CachedModel, prompt: torch.Tensor, generated: int) -> tuple[Request, int, dict[str, Any]]:
-    """The turn through the cache, to its first token. `computed`: prompt tokens that steps have read."""
+    """A turn through the cache, to its first token. `computed`: prompt tokens that steps have read."""
     ((request, token), took), taken = peak_memory(
         engine.model.device,
         lambda: timed(engine.model.device, lambda: first_token(engine, prompt, generated)),
@@ -87,15 +69,42 @@ def cached(engine: CachedModel, prompt: torch.Tensor, generated: int) -> tuple[R
     return request, token, row
 
 
-def compare_with_ideal(talk: Talk, request: Request, prompt: torch.Tensor, row: dict[str, Any]) -> None:
-    """Adds what the ideal takes, and whether logits, states and KV of the turn are the same bits."""
+def ideal(left: NeverLeft, request: Request, prompt: torch.Tensor, row: dict[str, Any]) -> None:
+    """The same steps on a state that never left; adds what it takes, and whether logits, states and KV of the
+    turn are the same bits."""
     cuts = [request.steps[0].begin, *(step.end for step in request.steps)]
-    row["ideal_runs_ms"], logits, row["ideal_bytes"] = ideal(talk, prompt, cuts)
-    row["ideal_ms"] = statistics.median(row["ideal_runs_ms"])
-    assert talk.never_left is not None and request.last_logits is not None and request._cache is not None
-    row["exact"] = torch.equal(logits, request.last_logits) and same(
-        request._cache, talk.never_left.cache, begin=row["reused"]
+    device = left.model.device
+    ((_, logits), row["ideal_ms"]), row["ideal_bytes"] = peak_memory(
+        device, lambda: timed(device, lambda: left.first_token(prompt, cuts))
     )
+    assert request.last_logits is not None and request._cache is not None
+    row["exact"] = torch.equal(logits, request.last_logits) and same(
+        request._cache, left.cache, begin=row["reused"]
+    )
+
+
+def take_turn(
+    engine: CachedModel, talk: Talk, prompt: torch.Tensor, generated: int
+) -> tuple[Request, int, dict[str, Any]]:
+    """The turn, cached and ideal; before it a few like it in which the user says something else, and which
+    leave nothing. A first turn once: it takes long."""
+    assert talk.never_left is not None
+    rows = []
+    for _ in range(RUNS - 1 if talk.read else 0):
+        other = talk.instead_of(prompt)
+        request, _, row = cached(engine, other, generated)
+        ideal(talk.never_left.copy(), request, other, row)
+        request.close(discard=True)
+        rows.append(row)
+    request, token, row = cached(engine, prompt, generated)
+    ideal(talk.never_left, request, prompt, row)
+    rows.append(row)
+    for name in ("cached_ms", "ideal_ms"):
+        row[name.replace("_ms", "_runs_ms")] = runs = [each[name] for each in rows]
+        row[name] = statistics.median(runs)
+    row["exact"] = all(each["exact"] for each in rows)
+    row["computed"] = max(each["computed"] for each in rows)
+    return request, token, row
 
 
 def alone(engine: CachedModel, model: PreTrainedModel, profile: Profile) -> list[dict[str, Any]]:
@@ -106,8 +115,7 @@ def alone(engine: CachedModel, model: PreTrainedModel, profile: Profile) -> list
     for turn in range(profile.turns):
         prompt = talk.prompt(turn)
         meet_lengths(talk, prompt)
-        request, token, row = cached(engine, prompt, profile.generated)
-        compare_with_ideal(talk, request, prompt, row)
+        request, token, row = take_turn(engine, talk, prompt, profile.generated)
         start = time.perf_counter()
         generated, decoded = go_on(request, token, profile.generated)
         row["decode_ms"] = (time.perf_counter() - start) * 1e3 / max(1, len(decoded))
@@ -145,8 +153,7 @@ def together(
             break
         for talk in everyone:
             prompt = talk.prompt(turn)
-            request, token, row = cached(engine, prompt, profile.generated)
-            compare_with_ideal(talk, request, prompt, row)
+            request, token, row = take_turn(engine, talk, prompt, profile.generated)
             generated, _ = go_on(request, token, profile.generated)
             assert request._cache is not None
             talk.never_left = None  # its memory first

@@ -118,13 +118,27 @@ def first_prompt(model: PreTrainedModel, profile: Profile, prompts: Prompts) -> 
     return found
 
 
+def yardstick(model: PreTrainedModel, profile: Profile, prompts: Prompts) -> float:
+    """By how much a plain run changes if it reads the same tokens in one pass less: rounding, no more."""
+    prompt, cut = prompts(profile.first + profile.added, 300), profile.first + profile.added // 2
+    left = NeverLeft(model)
+    left.read(prompt[: profile.first])
+    in_two = left.copy().first_token(prompt, [profile.first, cut, len(prompt)])[1]
+    return difference(left.first_token(prompt, [profile.first, len(prompt)])[1], in_two)
+
+
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest one, of the largest number."""
+    return float((one.float() - other.float()).abs().max() / other.float().abs().max())
+
+
 def measure_inner(model: PreTrainedModel, profile: Profile) -> dict[str, Any]:
     prompts = random_prompts(model.config.vocab_size)
     turn, (second_pass, inner) = next_turn(model, profile, prompts)
-    difference = (second_pass.float() - inner.float()).abs().max() / second_pass.float().abs().max()
     return {
         "next turn": turn,
         "first prompt": first_prompt(model, profile, prompts),
         "resumed_equal": torch.equal(second_pass, inner),
-        "resumed_difference": float(difference),
+        "resumed_difference": difference(inner, second_pass),
+        "yardstick": yardstick(model, profile, prompts),
     }

@@ -85,7 +85,8 @@ def inner(found: dict[str, Any]) -> str:
             lines.append([f"{prompt}: {name}", *cells])
     same = "the same bits" if found["resumed_equal"] else "other bits"
     difference = f"largest difference {found['resumed_difference']:.1e} of the largest logit"
-    return f"{table(lines)}who resumes at either checkpoint gets {same} ({difference})\n"
+    plain = f"a plain run that reads the same tokens in two passes instead of one: {found['yardstick']:.1e}"
+    return f"{table(lines)}who resumes at either checkpoint gets {same} ({difference}; {plain})\n"
 
 
 def bounds(result: dict[str, Any]) -> Rows:

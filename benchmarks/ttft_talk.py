@@ -42,8 +42,14 @@ class Talk:
     def prompt(self, turn: int) -> torch.Tensor:
         """All that was said, and what the user adds: random ids, on the host, as a tokenizer leaves them."""
         count = self.profile.prompt_length(turn) - len(self.tokens)
-        added = torch.randint(self._vocabulary, (count,), generator=self._generator)
-        return torch.cat((self.tokens, added))
+        return torch.cat((self.tokens, self._random(count)))
+
+    def instead_of(self, prompt: torch.Tensor) -> torch.Tensor:
+        """A prompt of the same length that goes on otherwise from where the conversation stands."""
+        return torch.cat((self.tokens, self._random(len(prompt) - len(self.tokens))))
+
+    def _random(self, count: int) -> torch.Tensor:
+        return torch.randint(self._vocabulary, (count,), generator=self._generator)
 
 
 def first_token(

@@ -37,10 +37,12 @@ def test_the_tiny_form_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixtu
             TINY.prompt_length(row["turn"]) - TINY.added + TINY.generated - 1 if row["turn"] else 0
         )
         assert row["passes"] == 1 and row["cached_ms"] > 0 and row["ideal_ms"] > 0
+        runs = ttft.RUNS if row["turn"] else 1
+        assert len(row["cached_runs_ms"]) == len(row["ideal_runs_ms"]) == runs
     assert all(row["cold_ms"] > 0 for row in result["alone"])
     turn = result["inner"]["next turn"]
     assert [(row["passes"], row["inner"]) for row in turn.values()] == [(1, 0), (2, 0), (1, 1)]
-    assert result["inner"]["resumed_difference"] < 1e-5
+    assert result["inner"]["resumed_difference"] < 1e-5 and 0 < result["inner"]["yardstick"] < 1e-5
     holds = {each["what"]: each["holds"] for each in result["bounds"]}
     assert holds["alone: turns whose bits differ from the ideal"] is True
     assert holds["together: tokens computed beyond the ideal"] is True

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .pools import Pools
 
 MINIMUM_TRANSFORMERS = (5, 7)
+UPDATED_IN_PLACE = ("ssm",)
+"""State parts that a layer may update where it reads them; others it reads, and hands its cache a new one."""
 
 
 class UnsupportedModelError(ValueError):
@@ -104,41 +106,48 @@ class Bridge:
         length: int,
         *,
         capacity: int = 0,
-        in_place: bool = False,
+        target: int | None = None,
     ) -> DynamicCache:
         """A cache that has read `length` tokens: their KV from `pages`, the states at `length` from `slot`.
 
-        KV is copied, and by default the states too: the arena is not aliased. `in_place`: the steps of this
-        cache are going to write into `slot` (see `attach`). `capacity`: as `fresh`. O(length).
+        KV is copied, and by default the states too: the arena is not aliased. `target`: the slot that the
+        next step of this cache is going to write into (see `attach`). `capacity`: as `fresh`. O(length).
         """
         cache = self.fresh(max(capacity, length))
         if length:
             self._read_kv(cache, pages, length, max(capacity, length))
-            self._make_states(cache, slot, in_place)
+            self._make_states(cache, slot, in_place=target is not None)
+        if target is not None:
+            self.attach(cache, slot, target)
+        if length:
             self._read_states(cache, slot)
-        elif in_place:
-            self.attach(cache, slot)
         return cache
 
-    def attach(self, cache: DynamicCache, slot: int) -> None:
-        """The next step reads the recurrent states in `slot` and leaves them there, as kernels do that update
-        a state in place.
+    def attach(self, cache: DynamicCache, slot: int, target: int) -> None:
+        """The next step reads the recurrent states in `slot` (-1: there are none yet), and leaves them in
+        `target`, which may be the same.
 
-        `slot` holds what the cache does, or the cache has read nothing. Where a slot keeps a state in another
-        dtype than the model does, the cache keeps its own, and `store` copies it.
+        `slot` holds what the cache does. Layers that may update what they read (Mamba-2's, in decoding) find
+        a copy in `target`. Where a slot keeps a state in another dtype than the model does, the cache keeps
+        its own, and `store` copies it.
         """
-        for spec, part, kept in self._states(slot):
-            if self._lives_in_slot(spec, part, kept):
-                _layer(cache, spec).attach(slot, kept.unsqueeze(0))
+        homes = list(self._states(target))
+        reads = homes if slot in (-1, target) else self._states(slot)
+        for (spec, part, home), (_, _, read) in zip(homes, reads, strict=True):
+            if self._lives_in_slot(spec, part, home):
+                if part.name in UPDATED_IN_PLACE and read is not home:
+                    read = home.copy_(read)
+                _layer(cache, spec).attach(target, home.unsqueeze(0), read.unsqueeze(0))
 
-    def rewind(self, cache: DynamicCache, slot: int, length: int) -> None:
-        """Make a cache that has read on from `length` forget that: the states at `length` come from `slot`.
+    def rewind(self, cache: DynamicCache, slot: int, target: int, length: int) -> None:
+        """Make a cache that has read on from `length` forget that: the states at `length` come from `slot`,
+        the next ones go to `target`.
 
         The same bits as `load`, without copying KV. O(one state).
         """
         for spec in self._attention:
             _layer(cache, spec).cut(length)
-        self.attach(cache, slot)
+        self.attach(cache, slot, target)
         self._read_states(cache, slot)
 
     def store(self, cache: DynamicCache, pages: NDArray[np.int32], slot: int, begin: int, end: int) -> None:
@@ -150,7 +159,7 @@ class Bridge:
             self._write_kv(cache, spec, where, begin, end)
         lives, targets = [], []
         for spec, part, kept in self._states(slot):
-            if not self._lies_there(cache, spec, part, slot):
+            if part.name == "conv" or _layer(cache, spec).slot != slot:
                 lives.append(self._checked_state(cache, spec, part))
                 targets.append(kept)
         torch._foreach_copy_(targets, lives)
@@ -160,11 +169,6 @@ class Bridge:
         for spec, part, kept in self._states(slot):
             if spec.index == layer_index:
                 kept.copy_(live_state(cache, layer_index, part.name))
-
-    def copy_slot(self, source: int, target: int) -> None:
-        """Copy a whole state: the model's layers update it in place, whatever the plan leaves to kernels."""
-        slots = self._pools.slots()
-        slots[target].copy_(slots[source])
 
     def _read_kv(self, cache: DynamicCache, pages: NDArray[np.int32], length: int, capacity: int) -> None:
         """Whole pages, one after the other, into rooms of the same form."""
@@ -219,27 +223,21 @@ class Bridge:
         """Whether the model can update this part of a state where it lies."""
         return part.name != "conv" and self._live_dtypes.get((spec.index, part.name)) == kept.dtype
 
-    def _lies_there(self, cache: DynamicCache, spec: LayerSpec, part: TensorSpec, slot: int) -> bool:
-        """Whether this part of the cache's state is what the slot holds, and not a copy."""
-        return part.name != "conv" and _layer(cache, spec).slot == slot
-
-    def _make_states(self, cache: DynamicCache, slot: int, in_place: bool) -> None:
-        """The states of a cache that has read something: in the slot, or memory for them."""
+    def _make_states(self, cache: DynamicCache, slot: int, *, in_place: bool) -> None:
+        """Memory for the states of a cache that has read something, but for those that live in a slot."""
         for spec, part, kept in self._states(slot):
             layer, dtype = _layer(cache, spec), self._live_dtypes.get((spec.index, part.name), kept.dtype)
             if part.name == "conv":
                 channels, width = kept.shape
                 layer.take(kept.new_zeros((1, channels, width + 1), dtype=dtype))
-            elif in_place and self._lives_in_slot(spec, part, kept):
-                layer.attach(slot, kept.unsqueeze(0))
-            else:
+            elif not in_place or not self._lives_in_slot(spec, part, kept):
                 layer.update_recurrent_state(kept.unsqueeze(0).to(dtype))
 
     def _read_states(self, cache: DynamicCache, slot: int) -> None:
-        """Copy what does not lie in the slot itself."""
+        """Copy what the cache keeps for itself."""
         lives, sources = [], []
         for spec, part, kept in self._states(slot):
-            if not self._lies_there(cache, spec, part, slot):
+            if part.name == "conv" or _layer(cache, spec).slot is None:
                 lives.append(live_state(cache, spec.index, part.name))
                 sources.append(kept)
         torch._foreach_copy_(lives, sources)

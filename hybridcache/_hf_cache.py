@@ -73,8 +73,9 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 class SlotLayer(LinearAttentionLayer):
     """The states of one recurrent layer; once attached, the recurrent one is a view of a slot of the arena.
 
-    The model reads it there and leaves its successor there: nothing is copied before a step nor after it. The
-    conv state is private in any case: the model keeps a column more of it than a slot does.
+    The model reads it there, and the next one goes to the same slot or to another: what its kernel returns is
+    copied there, once, and nothing else is. The conv state is private in any case: the model keeps a column
+    more of it than a slot does.
     """
 
     def __init__(self) -> None:
@@ -89,12 +90,12 @@ class SlotLayer(LinearAttentionLayer):
         self._put("is_conv_states_initialized", True)
         self._put("has_previous_state", True)
 
-    def attach(self, slot: int, state: Tensor) -> None:
-        """From now on the recurrent state `[1, heads, K, V]` is what `state` holds, if there is one yet; it
-        lies in `slot`."""
-        self.slot, self._home = slot, state
+    def attach(self, slot: int, home: Tensor, read: Tensor) -> None:
+        """From now on the recurrent state `[1, heads, K, V]` goes to `home`, which lies in `slot`; if there
+        is one yet, it stands in `read`."""
+        self.slot, self._home = slot, home
         if held(self.has_previous_state):
-            self._keep(state)
+            self._keep(read)
 
     def update_recurrent_state(self, recurrent_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._home is None:

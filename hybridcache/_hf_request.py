@@ -231,18 +231,17 @@ class Request:
 
     def _forward(self, step: Step, *, every_row: bool) -> Tensor:
         """Apply the plan and run the model over `[begin, end)`; what it leaves is in its own cache object."""
-        engine, bridge, slot = self._engine, self._engine.bridge, step.write_slot
+        engine, bridge, target = self._engine, self._engine.bridge, step.write_slot
         engine.apply_plan()
-        if engine.copies == "indirect" and step.read_slot not in (-1, slot):
-            bridge.copy_slot(step.read_slot, slot)
+        slot = target if engine.copies == "eager" else step.read_slot
         if self._cache is None or engine.rebuild_every_step:
             pages = self._lease.pages
             capacity = len(pages) * engine.layout.page_size
-            self._cache = bridge.load(pages, slot, step.begin, capacity=capacity, in_place=True)
+            self._cache = bridge.load(pages, slot, step.begin, capacity=capacity, target=target)
         elif self._cache_is_ahead:
-            bridge.rewind(self._cache, slot, step.begin)
+            bridge.rewind(self._cache, slot, target, step.begin)
         else:
-            bridge.attach(self._cache, slot)
+            bridge.attach(self._cache, slot, target)
         self._cache_is_ahead = False
         inner = [(position - step.begin, slot) for position, slot in step.checkpoints]
         tokens = self._tokens[step.begin : step.end]

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("hybridcache._core")
 
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from transformers.cache_utils import DynamicLayer  # noqa: E402
 
 from hybridcache._hf_cache import RoomyLayer, with_slack  # noqa: E402
@@ -120,3 +121,45 @@ def test_a_checkpoint_is_never_written(name: str, copies: Any) -> None:
     for slot, bytes_then in kept.items():
         assert torch.equal(engine.pools.slots()[slot], bytes_then), slot
     engine.cache.check()
+
+
+class Copies(TorchDispatchMode):
+    """Counts, within, the copies from one slot of an arena to another, and from elsewhere into a slot."""
+
+    def __init__(self, engine: CachedModel) -> None:
+        super().__init__()
+        slots = engine.pools.slots()
+        self._first, self._stride = slots.data_ptr(), slots.stride(0)
+        self._end = self._first + len(slots) * self._stride
+        self._state_bytes = {pool[0].nbytes for pool in engine.pools.state(0)[1:]}
+        self.between = self.into = 0
+
+    def _slot(self, tensor: Any) -> int | None:
+        address = tensor.data_ptr()
+        return (address - self._first) // self._stride if self._first <= address < self._end else None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.copy_.default and args[0].nbytes in self._state_bytes:
+            target, source = self._slot(args[0]), self._slot(args[1])
+            if target is not None and source != target:
+                self.between += source is not None
+                self.into += source is None
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "between"), [("qwen3_5", 0), ("kimi_linear", 0), ("nemotron_h", 2)])
+def test_indirect_moves_no_state_but_what_a_kernel_returns(name: str, between: int) -> None:
+    """From slot to slot nothing, but for layers that update in place; one copy a layer of what comes out."""
+    engine = CachedModel(tiny_model(name), num_pages=90, num_slots=20, page_size=7, copies="indirect")
+    recurrent = sum(spec.kind == "recurrent" for spec in engine.layout.layers)
+    first = engine.generate(random_tokens(20, seed=1), max_new_tokens=3)
+    with Copies(engine) as copies:
+        request = engine.open(first.sequence + random_tokens(9, seed=2), max_new_tokens=4)
+        assert request is not None and request.lease.start == len(first.sequence) - 1
+        request.prefill()
+    assert (copies.between, copies.into) == (between, recurrent)
+    for token in (1, 2, 3):
+        with Copies(engine) as copies:
+            request.decode(token)
+        fresh = token == 1  # the prompt's end is a boundary: it is read from there
+        assert (copies.between, copies.into) == (between * fresh, recurrent)

@@ -161,7 +161,7 @@ class Generation:
         logits = self.request.last_logits
         if logits is None or not self.request.prefilled or self.done:
             return
-        self._generated.append(self._options.sampling.pick(self.request.tokens, logits))
+        self._generated.append(self._options.sampling.pick(self.request.token_array, logits))
         if self._first_token is None:
             self._first_token = time.perf_counter() - self._started
 

@@ -9,22 +9,28 @@ and it keeps KV as `[1, heads, tokens, dim]` (a page keeps `[page_size, heads, d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, __version__
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
+
+from ._hf_cache import RoomyLayer, SlotLayer, held, sent, with_slack
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
     from transformers import PreTrainedConfig
 
-    from .config import LayerSpec, ModelLayout
+    from .config import LayerSpec, ModelLayout, TensorSpec
     from .pools import Pools
 
 MINIMUM_TRANSFORMERS = (5, 7)
+UPDATED_IN_PLACE = ("ssm",)
+"""State parts that a layer may update where it reads them; others it reads, and hands its cache a new one."""
 
 
 class UnsupportedModelError(ValueError):
@@ -50,14 +56,14 @@ def check_cache_matches(config: PreTrainedConfig, layout: ModelLayout) -> None:
     layers = DynamicCache(config=config).layers
     stored: dict[str, set[int]] = {"attention": set(), "recurrent": set()}
     for index, layer in enumerate(layers):
-        if getattr(layer, "is_sliding", False) or getattr(layer, "number_of_states", 1) != 1:
+        known = type(layer) in (DynamicLayer, LinearAttentionLayer)  # the bridge puts its own in their place
+        keeps = hasattr(layer, "recurrent_states") or hasattr(layer, "get_seq_length")
+        if getattr(layer, "number_of_states", 1) != 1 or keeps != known:
             raise UnsupportedModelError(
                 f"layer {index} is a {type(layer).__name__}, expected full attention or one state"
             )
-        if hasattr(layer, "recurrent_states"):
-            stored["recurrent"].add(index)
-        if hasattr(layer, "get_seq_length"):
-            stored["attention"].add(index)
+        if known:
+            stored["attention" if isinstance(layer, DynamicLayer) else "recurrent"].add(index)
     for kind, found in stored.items():
         expected = {spec.index for spec in layout.layers if spec.kind == kind}
         if found != expected or not found:
@@ -73,7 +79,7 @@ class Bridge:
     def __init__(
         self, config: PreTrainedConfig, layout: ModelLayout, pools: Pools, device: torch.device
     ) -> None:
-        self._config = config
+        self._empty = DynamicCache(config=config)
         self._pools = pools
         self._device = device
         self._page_size = layout.page_size
@@ -83,69 +89,122 @@ class Bridge:
         self._live_dtypes: dict[tuple[int, str], torch.dtype] = {}
         self._latent_widths: dict[int, int] = {}
 
-    def fresh(self) -> DynamicCache:
-        """A cache that has read nothing."""
-        return DynamicCache(config=self._config)
-
-    def load(self, pages: NDArray[np.int32], slot: int, length: int) -> DynamicCache:
-        """A cache that has read `length` tokens: their KV from `pages`, the states at `length` from `slot`.
-
-        Copies (`length` tokens of KV and one state): the arena is not aliased. O(length).
-        """
-        cache = self.fresh()
-        if length == 0:
-            return cache
-        table = self._table(pages)[: -(-length // self._page_size)]
+    def fresh(self, capacity: int = 0) -> DynamicCache:
+        """A cache that has read nothing, with room for `capacity` tokens without growing."""
+        cache = copy(self._empty)
+        cache.layers = list(cache.layers)
         for spec in self._attention:
-            keys, values = self._read_kv(spec, table, length)
-            cache.update(keys, values, spec.index)
+            cache.layers[spec.index] = RoomyLayer(capacity)
         for spec in self._recurrent:
-            self._load_states(cache, spec, slot)
+            cache.layers[spec.index] = SlotLayer()
         return cache
 
-    def rewind(self, cache: DynamicCache, slot: int, length: int) -> None:
-        """Make a cache that has read on from `length` forget that: the states at `length` come from `slot`.
+    def load(
+        self,
+        pages: NDArray[np.int32],
+        slot: int,
+        length: int,
+        *,
+        capacity: int = 0,
+        target: int | None = None,
+    ) -> DynamicCache:
+        """A cache that has read `length` tokens: their KV from `pages`, the states at `length` from `slot`.
+
+        KV is copied, and by default the states too: the arena is not aliased. `target`: the slot that the
+        next step of this cache is going to write into (see `attach`). `capacity`: as `fresh`. O(length).
+        """
+        cache = self.fresh(max(capacity, length))
+        if length:
+            self._read_kv(cache, pages, length, max(capacity, length))
+            self._make_states(cache, slot, in_place=target is not None)
+        if target is not None:
+            self.attach(cache, slot, target)
+        if length:
+            self._read_states(cache, slot)
+        return cache
+
+    def attach(self, cache: DynamicCache, slot: int, target: int) -> None:
+        """The next step reads the recurrent states in `slot` (-1: there are none yet), and leaves them in
+        `target`, which may be the same.
+
+        `slot` holds what the cache does. Layers that may update what they read (Mamba-2's, in decoding) find
+        a copy in `target`. Where a slot keeps a state in another dtype than the model does, the cache keeps
+        its own, and `store` copies it.
+        """
+        homes = list(self._states(target))
+        reads = homes if slot in (-1, target) else self._states(slot)
+        for (spec, part, home), (_, _, read) in zip(homes, reads, strict=True):
+            if self._lives_in_slot(spec, part, home):
+                if part.name in UPDATED_IN_PLACE and read is not home:
+                    read = home.copy_(read)
+                _layer(cache, spec).attach(target, home.unsqueeze(0), read.unsqueeze(0))
+
+    def rewind(self, cache: DynamicCache, slot: int, target: int, length: int) -> None:
+        """Make a cache that has read on from `length` forget that: the states at `length` come from `slot`,
+        the next ones go to `target`.
 
         The same bits as `load`, without copying KV. O(one state).
         """
         for spec in self._attention:
-            layer: Any = cache.layers[spec.index]
-            layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
-        for spec in self._recurrent:
-            for part, pool in zip(spec.parts, self._pools.state(spec.index), strict=True):
-                live_state(cache, spec.index, part.name).copy_(pool[slot])
+            _layer(cache, spec).cut(length)
+        self.attach(cache, slot, target)
+        self._read_states(cache, slot)
 
     def store(self, cache: DynamicCache, pages: NDArray[np.int32], slot: int, begin: int, end: int) -> None:
         """Write the KV of tokens `[begin, end)` into `pages` and the states at `end` into `slot`. O(end -
         begin).
         """
-        positions = torch.arange(begin, end, device=self._device)
-        where = (self._table(pages)[positions // self._page_size], positions % self._page_size)
+        where = self._places(pages, begin, end)
         for spec in self._attention:
             self._write_kv(cache, spec, where, begin, end)
-        for spec in self._recurrent:
-            self._store_states(cache, spec, slot)
+        lives, targets = [], []
+        for spec, part, kept in self._states(slot):
+            if part.name == "conv" or _layer(cache, spec).slot != slot:
+                lives.append(self._checked_state(cache, spec, part))
+                targets.append(kept)
+        torch._foreach_copy_(targets, lives)
 
-    def _table(self, pages: NDArray[np.int32]) -> Tensor:
-        return torch.from_numpy(pages.astype(np.int64)).to(self._device)  # pages is a read-only view
+    def keep_states(self, cache: DynamicCache, layer_index: int, slot: int) -> None:
+        """Copy the states of one recurrent layer, as they are now, into `slot`."""
+        for spec, part, kept in self._states(slot):
+            if spec.index == layer_index:
+                kept.copy_(live_state(cache, layer_index, part.name))
 
-    def _read_kv(self, spec: LayerSpec, table: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        rows = [part.index_select(0, table).flatten(0, 1)[:length] for part in self._pools.kv(spec.index)]
-        if len(rows) == 1:  # MLA: one latent a token, which the model's cache keeps as a pair with one head
-            width = self._latent_widths[spec.index]
-            rows = [half.unsqueeze(1) for half in (rows[0][:, :width], rows[0][:, width:])]
-        keys, values = (row.transpose(0, 1).unsqueeze(0).contiguous() for row in rows)
-        return keys, values
+    def _read_kv(self, cache: DynamicCache, pages: NDArray[np.int32], length: int, capacity: int) -> None:
+        """Whole pages, one after the other, into rooms of the same form."""
+        table = sent(pages[: -(-length // self._page_size)], self._device)
+        count, held_tokens = len(table), len(table) * self._page_size
+        size = with_slack(max(capacity, held_tokens))
+        for spec in self._attention:
+            rooms = []
+            for part in self._pools.kv(spec.index):
+                rooms.append(part.new_empty((size, *part.shape[2:])))
+                gathered = rooms[-1][:held_tokens].view(count, *part.shape[1:])
+                torch.index_select(part, 0, table, out=gathered)
+            if len(rooms) == 1:  # MLA: one latent a token, which the cache keeps as a pair with one head
+                width = self._latent_widths[spec.index]
+                halves = rooms[0][:, :width], rooms[0][:, width:]
+                rooms = [half.unsqueeze(1).contiguous() for half in halves]
+            _layer(cache, spec).take((rooms[0], rooms[1]), length)
+
+    def _places(self, pages: NDArray[np.int32], begin: int, end: int) -> tuple[Any, ...]:
+        """The page and the place in it of each position; slices for one token, which are cheaper."""
+        if end - begin == 1:
+            number, place = divmod(begin, self._page_size)
+            return int(pages[number]), slice(place, place + 1)
+        positions = np.arange(begin, end)
+        both = np.stack((pages[positions // self._page_size], positions % self._page_size))
+        return sent(both, self._device).unbind(0)
 
     def _write_kv(
-        self, cache: DynamicCache, spec: LayerSpec, where: tuple[Tensor, Tensor], begin: int, end: int
+        self, cache: DynamicCache, spec: LayerSpec, where: tuple[Any, ...], begin: int, end: int
     ) -> None:
-        layer: Any = cache.layers[spec.index]
-        if layer.keys.shape[-2] != end:
+        layer = _layer(cache, spec)
+        if layer.get_seq_length() != end:
             raise UnsupportedModelError(
-                f"layer {spec.index} holds {layer.keys.shape[-2]} tokens of KV, expected {end}"
+                f"layer {spec.index} holds {layer.get_seq_length()} tokens of KV, expected {end}"
             )
-        new = [part[0, :, begin:end].transpose(0, 1) for part in (layer.keys, layer.values)]
+        new = layer.rows(begin, end)
         parts = self._pools.kv(spec.index)
         if len(parts) == 1:
             self._latent_widths[spec.index] = new[0].shape[-1]
@@ -154,21 +213,42 @@ class Bridge:
             _check_shape(spec, rows.shape[1:], part.shape[2:])
             part[where] = rows
 
-    def _load_states(self, cache: DynamicCache, spec: LayerSpec, slot: int) -> None:
-        for part, pool in zip(spec.parts, self._pools.state(spec.index), strict=True):
-            dtype = self._live_dtypes.get((spec.index, part.name), pool.dtype)
-            live = pool[slot].unsqueeze(0).to(dtype, copy=True)
-            if part.name == "conv":
-                cache.update_conv_state(torch.nn.functional.pad(live, (1, 0)), spec.index)
-            else:
-                cache.update_recurrent_state(live, spec.index)
+    def _states(self, slot: int) -> Iterator[tuple[LayerSpec, TensorSpec, Tensor]]:
+        """All parts of the state in `slot`: views."""
+        for spec in self._recurrent:
+            for part, pool in zip(spec.parts, self._pools.state(spec.index), strict=True):
+                yield spec, part, pool[slot]
 
-    def _store_states(self, cache: DynamicCache, spec: LayerSpec, slot: int) -> None:
-        for part, pool in zip(spec.parts, self._pools.state(spec.index), strict=True):
-            live = live_state(cache, spec.index, part.name)
-            _check_shape(spec, live.shape, pool.shape[1:])
+    def _lives_in_slot(self, spec: LayerSpec, part: TensorSpec, kept: Tensor) -> bool:
+        """Whether the model can update this part of a state where it lies."""
+        return part.name != "conv" and self._live_dtypes.get((spec.index, part.name)) == kept.dtype
+
+    def _make_states(self, cache: DynamicCache, slot: int, *, in_place: bool) -> None:
+        """Memory for the states of a cache that has read something, but for those that live in a slot."""
+        for spec, part, kept in self._states(slot):
+            layer, dtype = _layer(cache, spec), self._live_dtypes.get((spec.index, part.name), kept.dtype)
+            if part.name == "conv":
+                channels, width = kept.shape
+                layer.take(kept.new_zeros((1, channels, width + 1), dtype=dtype))
+            elif not in_place or not self._lives_in_slot(spec, part, kept):
+                layer.update_recurrent_state(kept.unsqueeze(0).to(dtype))
+
+    def _read_states(self, cache: DynamicCache, slot: int) -> None:
+        """Copy what the cache keeps for itself."""
+        lives, sources = [], []
+        for spec, part, kept in self._states(slot):
+            if part.name == "conv" or _layer(cache, spec).slot is None:
+                lives.append(live_state(cache, spec.index, part.name))
+                sources.append(kept)
+        torch._foreach_copy_(lives, sources)
+
+    def _checked_state(self, cache: DynamicCache, spec: LayerSpec, part: TensorSpec) -> Tensor:
+        """The state part that the cache holds; the first time, its dtype is learned."""
+        live = live_state(cache, spec.index, part.name)
+        if (spec.index, part.name) not in self._live_dtypes:
+            _check_shape(spec, live.shape, torch.Size(part.shape))
             self._live_dtypes[spec.index, part.name] = live.dtype
-            pool[slot].copy_(live)
+        return live
 
 
 def live_state(cache: DynamicCache, layer_index: int, name: str) -> Tensor:
@@ -176,9 +256,12 @@ def live_state(cache: DynamicCache, layer_index: int, name: str) -> Tensor:
     a view.
     """
     layer: Any = cache.layers[layer_index]
-    states = layer.conv_states if name == "conv" else layer.recurrent_states
-    state: Tensor = (states[0] if isinstance(states, dict) else states)[0]
+    state: Tensor = held(layer.conv_states if name == "conv" else layer.recurrent_states)[0]
     return state[..., 1:] if name == "conv" else state
+
+
+def _layer(cache: DynamicCache, spec: LayerSpec) -> Any:
+    return cache.layers[spec.index]
 
 
 def _check_shape(spec: LayerSpec, found: torch.Size, expected: torch.Size) -> None:

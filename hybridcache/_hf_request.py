@@ -7,6 +7,7 @@ slots are the storage: the cache object may be dropped after any step and rebuil
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -60,13 +61,13 @@ class Verification(NamedTuple):
 class Request:
     """A hold on the cache and the model's view of it. Made by `CachedModel.open`, and by `fork`.
 
-    `match`: what the cache knew of the prompt, how much of it could be resumed, and why not more. `tokens`:
-    the prompt and all tokens decoded so far; `last_logits` [vocab] are those after the last token read. As a
-    context manager it closes at the end, with `discard` if an exception passes.
+    `match`: what the cache knew of the prompt, how much of it could be resumed, and why not more.
+    `last_logits` [vocab] are those after the last token read. As a context manager it closes at the end, with
+    `discard` if an exception passes.
     """
 
-    def __init__(self, engine: CachedModel, lease: Lease, tokens: list[int], *, return_logits: bool) -> None:
-        self.tokens = tokens
+    def __init__(self, engine: CachedModel, lease: Lease, tokens: array[int], *, return_logits: bool) -> None:
+        self._tokens = tokens  # as C ints: a list of a long prompt takes milliseconds to make
         self.match = lease.match
         self.last_logits: Tensor | None = None
         self.steps: list[StepRecord] = []
@@ -75,6 +76,16 @@ class Request:
         self._return_logits = return_logits
         self._cache: DynamicCache | None = None
         self._cache_is_ahead = False  # it has read drafts that do not stay
+
+    @property
+    def tokens(self) -> list[int]:
+        """The prompt and all tokens decoded so far: a copy."""
+        return self._tokens.tolist()
+
+    @property
+    def token_array(self) -> array[int]:
+        """The same as they are kept, for who only reads them."""
+        return self._tokens
 
     @property
     def lease(self) -> Lease:
@@ -118,13 +129,13 @@ class Request:
             raise StateError(
                 f"decode() with {self._lease.computed} of {self._lease.prompt_length} prompt tokens read"
             )
-        self.tokens.append(self._engine.check_token(token))
+        self._tokens.append(self._engine.check_token(token))
         record = None
         try:
             record = self._step(1)
         finally:
             if record is None:
-                self.tokens.pop()
+                self._tokens.pop()
         return record
 
     def verify(self, token: int, drafts: Sequence[int]) -> Verification | None:
@@ -157,7 +168,7 @@ class Request:
         lease = self._lease.fork()
         if lease is None:
             return None
-        child = Request(self._engine, lease, list(self.tokens), return_logits=self._return_logits)
+        child = Request(self._engine, lease, self._tokens[:], return_logits=self._return_logits)
         child.last_logits = self.last_logits
         return child
 
@@ -191,7 +202,7 @@ class Request:
         """The verify step: its row holds the state if all it read stays; else what stays is read again."""
         begin, drafts = step.begin, tokens[1 : step.end - step.begin]
         records: list[StepRecord] = []
-        self.tokens += [tokens[0], *drafts]
+        self._tokens.extend([tokens[0], *drafts])
         try:
             with self._discarded_on_failure():
                 logits = self._forward(step, every_row=True)
@@ -204,10 +215,10 @@ class Request:
             if accepted < len(drafts):
                 self._read_again(1 + accepted, records)
         finally:
-            del self.tokens[records[-1].end if records else begin :]
+            del self._tokens[records[-1].end if records else begin :]
         if not records:
             return None
-        return Verification(records, len(drafts), len(self.tokens) - begin - 1, accepted < len(drafts))
+        return Verification(records, len(drafts), len(self._tokens) - begin - 1, accepted < len(drafts))
 
     def _read_again(self, count: int, records: list[StepRecord]) -> None:
         """Read the tokens that stay of a void step; a boundary may part them, and a part find no room."""
@@ -220,15 +231,21 @@ class Request:
 
     def _forward(self, step: Step, *, every_row: bool) -> Tensor:
         """Apply the plan and run the model over `[begin, end)`; what it leaves is in its own cache object."""
-        engine = self._engine
+        engine, bridge, target = self._engine, self._engine.bridge, step.write_slot
         engine.apply_plan()
-        slot = step.write_slot if engine.copies == "eager" else step.read_slot
+        slot = target if engine.copies == "eager" else step.read_slot
         if self._cache is None or engine.rebuild_every_step:
-            self._cache = engine.bridge.load(self._lease.pages, slot, step.begin)
+            pages = self._lease.pages
+            capacity = len(pages) * engine.layout.page_size
+            self._cache = bridge.load(pages, slot, step.begin, capacity=capacity, target=target)
         elif self._cache_is_ahead:
-            engine.bridge.rewind(self._cache, slot, step.begin)
+            bridge.rewind(self._cache, slot, target, step.begin)
+        else:
+            bridge.attach(self._cache, slot, target)
         self._cache_is_ahead = False
-        return engine.forward(self.tokens[step.begin : step.end], self._cache, every_row=every_row)
+        inner = [(position - step.begin, slot) for position, slot in step.checkpoints]
+        tokens = self._tokens[step.begin : step.end]
+        return engine.forward(tokens, self._cache, every_row=every_row, inner=inner)
 
     def _keep(self, step: Step, logits: Tensor) -> StepRecord:
         """Leave the KV of all tokens in the pages and the state in the write slot, and commit."""
@@ -237,7 +254,7 @@ class Request:
         engine.bridge.store(self._cache, lease.pages, step.write_slot, step.begin, step.end)
         if engine.rebuild_every_step:
             self._cache = None
-        lease.commit(self.tokens[max(step.begin, lease.prompt_length) : step.end])
+        lease.commit(self._tokens[max(step.begin, lease.prompt_length) : step.end])
         record = StepRecord(step.begin, step.end, logits if self._return_logits else None)
         self.last_logits = logits[-1]
         self.steps.append(record)

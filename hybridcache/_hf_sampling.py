@@ -5,6 +5,7 @@ Owns no state but the caller's generator, which each draw advances.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,11 +45,11 @@ class Sampling:
             warpers.append(TopPLogitsWarper(self.top_p))
         object.__setattr__(self, "_warpers", warpers)
 
-    def pick(self, tokens: list[int], logits: Tensor) -> int:
+    def pick(self, tokens: Sequence[int], logits: Tensor) -> int:
         """The next token id after `tokens`, given `logits` of shape `[vocab]`."""
         if not self.do_sample:
             return int(logits.argmax())
-        ids: Any = torch.tensor([tokens], device=logits.device)  # transformers asks for a LongTensor
+        ids: Any = torch.tensor([list(tokens)], device=logits.device)  # transformers asks for a LongTensor
         scores = self._warpers(ids, logits.float().unsqueeze(0))
         chosen = torch.multinomial(scores.softmax(dim=-1), 1, generator=self.generator)
         return int(chosen)

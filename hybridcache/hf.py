@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import operator
 import time
+from array import array
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -30,9 +32,12 @@ from ._hf_bridge import (
     check_cache_matches,
     check_transformers_version,
 )
+from ._hf_cache import sent
 from ._hf_drafts import Drafter, PromptLookup
+from ._hf_prompts import Tokens, as_integers, each_prompt, one_each, row_of
 from ._hf_request import Keep, OutOfRoomError, Request, StepRecord, Verification
 from ._hf_sampling import Sampling
+from ._hf_split import recurrent_modules, split
 from .cache import HybridCache
 from .config import ModelLayout
 from .pools import Pools
@@ -52,8 +57,6 @@ __all__ = [
     "Verification",
 ]
 
-Tokens = Sequence[int] | Tensor
-
 
 class CachedModel:
     """A hybrid causal LM with a prefix cache of `memory_bytes` (or `num_pages` and `num_slots`) on the
@@ -63,8 +66,9 @@ class CachedModel:
     `state_dtype`: what recurrent states are kept in; only "float32" restores them exactly.
     `rebuild_every_step` drops the model's cache object at each step and reloads it from pages and slot:
     slower, same bits, and half the KV memory between steps. `draft_tokens`: most drafts in one verify step (0
-    to 7), for `generate(drafter=...)`. Other options go to `HybridCache`;
-    `inner_checkpoints` is refused, a transformers model leaves its state at the end of a forward pass only.
+    to 7), for `generate(drafter=...)`. Other options go to `HybridCache`. With `inner_checkpoints` a boundary
+    inside a step costs no second pass: the recurrent layers read the step in pieces, and their states in
+    between are kept.
 
     Raises `UnsupportedModelError` if the model is not a supported hybrid, is spread over devices or in
     training mode, `TransformersVersionError` if transformers is too old.
@@ -87,10 +91,6 @@ class CachedModel:
     ) -> None:
         check_transformers_version()
         _check_model(model)
-        if cache_options.get("inner_checkpoints"):
-            raise ValueError(
-                "inner_checkpoints: True, expected False (a forward pass leaves its state at its end only)"
-            )
         if prefill_chunk is not None and prefill_chunk < 1:
             raise ValueError(f"prefill_chunk: {prefill_chunk}, expected at least 1 or None")
         if state_dtype not in ("float32", "bfloat16", "float16"):
@@ -112,6 +112,8 @@ class CachedModel:
         )
         self.pools = Pools(self.layout, self.cache.geometry, device=model.device, copies=copies)
         self.bridge = Bridge(config, self.layout, self.pools, model.device)
+        inner = cache_options.get("inner_checkpoints", False)
+        self._recurrent = recurrent_modules(model, self.layout) if inner else {}
         self.copies = copies
         self.prefill_chunk = prefill_chunk
         self.rebuild_every_step = rebuild_every_step
@@ -134,14 +136,13 @@ class CachedModel:
         `breakpoints`: positions where a checkpoint is wanted, up to the last new token. `return_logits` keeps
         every row of logits in the steps, else only the last is made.
         """
-        tokens = self._tokens(input_ids)
-        lease = self.cache.reserve(
-            np.asarray(tokens, dtype=np.int32),
+        return self._open(
+            self._tokens(input_ids),
             salt=salt,
             breakpoints=breakpoints,
             max_new_tokens=max_new_tokens,
+            return_logits=return_logits,
         )
-        return None if lease is None else Request(self, lease, tokens, return_logits=return_logits)
 
     @overload
     def generate(self, input_ids: Tokens, *, max_new_tokens: int, **options: Any) -> Result: ...
@@ -174,23 +175,22 @@ class CachedModel:
         arena completes too: requests without room wait for others to finish. If anything raises, all requests
         of this call are closed and publish nothing more; `OutOfRoomError` if none can go on.
         """
-        prompts, single = _prompts(input_ids)
-        salts = _one_each("salt", salt, len(prompts), shared=isinstance(salt, bytes))
+        prompts, single = each_prompt(input_ids)
+        salts = one_each("salt", salt, len(prompts), shared=isinstance(salt, bytes))
         flat = all(isinstance(cut, (int, np.integer)) for cut in breakpoints)
-        cuts = _one_each("breakpoints", breakpoints, len(prompts), shared=flat)
+        cuts = one_each("breakpoints", breakpoints, len(prompts), shared=flat)
         options = self._options(max_new_tokens, eos_token_id, keep, on_step, drafter, sampling)
-        for prompt in prompts:
-            self._tokens(prompt)  # a bad prompt refuses the whole batch, before anything runs
+        checked = [self._tokens(prompt) for prompt in prompts]  # a bad one refuses all, before anything runs
         waiting = [
             partial(
-                self.open,
-                prompt,
+                self._open,
+                tokens,
                 max_new_tokens=max_new_tokens,
                 salt=prompt_salt,
                 breakpoints=prompt_cuts,
                 return_logits=return_logits,
             )
-            for prompt, prompt_salt, prompt_cuts in zip(prompts, salts, cuts, strict=True)
+            for tokens, prompt_salt, prompt_cuts in zip(checked, salts, cuts, strict=True)
         ]
         results = drive(waiting, options)
         return results[0] if single else results
@@ -221,7 +221,7 @@ class CachedModel:
             raise ValueError(f"n: {n}, expected at least 1")
         options = self._options(max_new_tokens, eos_token_id, keep, on_step, drafter, sampling)
         open_prompt = partial(
-            self.open,
+            self._open,
             self._tokens(input_ids),
             max_new_tokens=max_new_tokens,
             salt=salt,
@@ -269,16 +269,48 @@ class CachedModel:
                 self._apply_pending(self._pending)
 
     @torch.no_grad()
-    def forward(self, tokens: Sequence[int], cache: DynamicCache, *, every_row: bool) -> Tensor:
-        """Logits [len(tokens) or 1, vocab] of one row of tokens on `cache`, which goes on in place."""
+    def forward(
+        self,
+        tokens: Sequence[int],
+        cache: DynamicCache,
+        *,
+        every_row: bool,
+        inner: Sequence[tuple[int, int]] = (),
+    ) -> Tensor:
+        """Logits [len(tokens) or 1, vocab] of one row of tokens on `cache`, which goes on in place.
+
+        `inner`: (offset, slot), ascending; the states after `offset` of these tokens are left in `slot`.
+        """
         if self.model.training:
             raise UnsupportedModelError("model: in training mode, expected model.eval()")
-        ids = torch.tensor([list(tokens)], device=self.model.device)
-        output = self.model(
-            input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=0 if every_row else 1
-        )
+        ids: Any = sent(tokens, self.model.device).unsqueeze(0)  # transformers asks for a LongTensor
+        offsets, slots = [offset for offset, _ in inner], [slot for _, slot in inner]
+
+        def keep(layer: int, number: int) -> None:
+            self.bridge.keep_states(cache, layer, slots[number])
+
+        with split(self._recurrent, offsets, keep) if inner else nullcontext():
+            output = self.model(
+                input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=0 if every_row else 1
+            )
         logits: Tensor = output.logits[0]
         return logits
+
+    def _open(
+        self,
+        tokens: NDArray[np.int32],
+        *,
+        max_new_tokens: int,
+        salt: bytes,
+        breakpoints: Sequence[int],
+        return_logits: bool,
+    ) -> Request | None:
+        lease = self.cache.reserve(tokens, salt=salt, breakpoints=breakpoints, max_new_tokens=max_new_tokens)
+        return (
+            None
+            if lease is None
+            else Request(self, lease, array("i", tokens.tobytes()), return_logits=return_logits)
+        )
 
     def _options(self, *options: Any) -> Options:
         checked = Options(*options)
@@ -291,19 +323,14 @@ class CachedModel:
         self.cache.applied(plan)
         self._pending = None
 
-    def _tokens(self, prompt: Tokens) -> list[int]:
-        if isinstance(prompt, Tensor):
-            if prompt.ndim == 2 and prompt.shape[0] == 1:
-                prompt = prompt[0]
-            if prompt.ndim != 1 or prompt.is_floating_point():
-                found = f"a {prompt.dtype} tensor of shape {tuple(prompt.shape)}"
-                raise ValueError(f"input_ids: {found}, expected integers in one row")
-            prompt = prompt.tolist()
-        if not isinstance(prompt, (Sequence, np.ndarray)):
-            raise TypeError(f"input_ids: {prompt!r}, expected a sequence of token ids or a tensor")
-        if len(prompt) == 0:
-            raise ValueError("input_ids: empty, expected at least one token")
-        return [self.check_token(token) for token in prompt]
+    def _tokens(self, prompt: Tokens) -> NDArray[np.int32]:
+        row = row_of(prompt)
+        tokens = as_integers(row)
+        if tokens is None or tokens.min() < 0 or tokens.max() >= self._vocab_size:
+            for token in row:
+                self.check_token(token)  # says which one is wrong
+            raise TypeError(f"input_ids: a {type(prompt).__name__}, expected a sequence of token ids")
+        return tokens.astype(np.int32)
 
 
 def _branch_openers(root: Request, n: int, open_prompt: Opener) -> list[Opener]:
@@ -321,25 +348,6 @@ def _run_or_raise(request: Request, options: Options) -> None:
     if record is None:
         raise OutOfRoomError("no room for the prompt's next step, and no request of this call can finish")
     options.on_step(0, record)
-
-
-def _prompts(input_ids: Tokens | Sequence[Tokens]) -> tuple[list[Tokens], bool]:
-    """The prompts of a call, and whether it named a single one."""
-    several = isinstance(input_ids, (Sequence, np.ndarray)) and len(input_ids) > 0
-    if several and isinstance(input_ids[0], (Sequence, Tensor, np.ndarray)):
-        return list(cast("Sequence[Tokens]", input_ids)), False
-    return [cast("Tokens", input_ids)], True
-
-
-def _one_each(name: str, value: Any, count: int, *, shared: bool) -> list[Any]:
-    """`value` for each of `count` prompts: the same for all where it is `shared`, else one per prompt."""
-    if shared:
-        return [value] * count
-    if len(value) != count:
-        raise ValueError(
-            f"{name}: {len(value)} values, expected one for all or one for each of {count} prompts"
-        )
-    return list(value)
 
 
 def _check_model(model: PreTrainedModel) -> None:

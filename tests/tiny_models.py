@@ -253,6 +253,40 @@ def _positions_one_by_one(forward: Callable[..., Any]) -> Callable[..., Any]:
     return one_by_one
 
 
+@contextmanager
+def all_but_the_recurrence_one_by_one(model: PreTrainedModel) -> Iterator[None]:
+    """Norms, experts and attention of Qwen models round as if each token were alone, so that what a recurrent
+    layer is given does not depend on how many tokens a pass has."""
+    base: Any = model.model
+    heads: Any = model
+    with ExitStack() as stack:
+        for index, layer in enumerate(base.layers):
+            modules = (layer.input_layernorm, layer.post_attention_layernorm, layer.mlp)
+            for module in modules:
+                stack.enter_context(_forward_as(module, _rows_one_by_one(module.forward)))
+            if index not in RECURRENT:
+                attention = layer.self_attn
+                stack.enter_context(_forward_as(attention, _queries_one_by_one(attention.forward)))
+        for module in (base.norm, heads.lm_head):
+            stack.enter_context(_forward_as(module, _rows_one_by_one(module.forward)))
+        positions = _positions_one_by_one(base.rotary_emb.forward)
+        stack.enter_context(_forward_as(base.rotary_emb, positions))
+        yield
+
+
+def _queries_one_by_one(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def one_by_one(hidden_states: torch.Tensor, *, position_embeddings: Any, **rest: Any) -> Any:
+        rest["attention_mask"] = rest["position_ids"] = None
+        rows = []
+        for row in range(hidden_states.shape[1]):
+            part = slice(row, row + 1)
+            angles = tuple(each[:, part] for each in position_embeddings)
+            rows.append(forward(hidden_states[:, part], position_embeddings=angles, **rest)[0])
+        return torch.cat(rows, dim=1), None
+
+    return one_by_one
+
+
 class KernelsOneByOne:
     """One forward pass over n tokens at once; its recurrence alone goes token by token and keeps each state.
 

@@ -149,6 +149,31 @@ auto released(const Tokens& view, Call call) {
   return call();
 }
 
+py::dict contents_of(const Event& event) {
+  py::dict out;
+  for (const auto& each : event.contents) out[py::int_(each.position)] = py::bytes(each.content);
+  return out;
+}
+
+// Its place in Event::What, and the fields of the class in values.py that has this place in EVENTS.
+py::tuple to_tuple(const Event& event) {
+  const auto what = static_cast<int>(event.what);
+  switch (event.what) {
+    case Event::What::pages_stored:
+      return py::make_tuple(what, py::bytes(event.salt), event.before, event.pages, event.tokens, contents_of(event));
+    case Event::What::pages_removed:
+      return py::make_tuple(what, event.pages);
+    case Event::What::checkpoint_stored:
+      return py::make_tuple(what, py::bytes(event.salt), event.before, event.slot, event.position, event.tokens,
+                            contents_of(event));
+    case Event::What::checkpoint_removed:
+      return py::make_tuple(what, event.slot);
+    case Event::What::cleared:
+      break;
+  }
+  return py::make_tuple(what);
+}
+
 // The core behind its door. Every method takes the door, but stats() and arena(), which any thread may read.
 class Core {
  public:
@@ -306,6 +331,13 @@ class Core {
     return door.change([&] { return cache_.clear(which); });
   }
 
+  py::list take_events() {
+    Door door(lock_);
+    py::list out;
+    for (const auto& event : cache_.take_events()) out.append(to_tuple(event));
+    return out;
+  }
+
   void check() {
     Door door(lock_);
     cache_.check();
@@ -364,6 +396,7 @@ PYBIND11_MODULE(_core, module) {
       .def_readwrite("run_ahead", &Options::run_ahead)
       .def_readwrite("draft_tokens", &Options::draft_tokens)
       .def_readwrite("inner_checkpoints", &Options::inner_checkpoints)
+      .def_readwrite("events", &Options::events)
       .def_readwrite("marconi_alpha", &Options::marconi_alpha)
       .def_readwrite("without", &Options::without)
       .def_property(
@@ -398,6 +431,7 @@ PYBIND11_MODULE(_core, module) {
       .def("pin", &Core::pin, py::arg("tokens"), py::arg("salt"), py::arg("content_keys"))
       .def("release", &Core::release, py::arg("pin"))
       .def("clear", &Core::clear, py::arg("salt"))
+      .def("take_events", &Core::take_events)
       .def("check", &Core::check)
       .def("dump", &Core::dump)
       .def("digest", &Core::digest)

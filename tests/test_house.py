@@ -15,6 +15,7 @@ LAYERS = [
     "radix",
     "arena",
     "tree",
+    "journal",
     "transcript",
     "placement",
     "hazard",
@@ -107,6 +108,7 @@ REPLAY = {  # module: what of the package it may know; a workload knows no cache
         "tree_view",
     },
     "_command": {"config"},
+    "events": {"values"},  # a router is told what the journal says, and nothing else is known of the cache
 }
 
 

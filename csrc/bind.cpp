@@ -8,6 +8,7 @@
 #include <atomic>
 
 #include "cache.h"
+#include "event_values.h"
 #include "tokens.h"
 
 namespace py = pybind11;
@@ -147,31 +148,6 @@ auto released(const Tokens& view, Call call) {
   if (view.span().size() < kLong) return call();
   const py::gil_scoped_release release;
   return call();
-}
-
-py::dict contents_of(const Event& event) {
-  py::dict out;
-  for (const auto& each : event.contents) out[py::int_(each.position)] = py::bytes(each.content);
-  return out;
-}
-
-// Its place in Event::What, and the fields of the class in values.py that has this place in EVENTS.
-py::tuple to_tuple(const Event& event) {
-  const auto what = static_cast<int>(event.what);
-  switch (event.what) {
-    case Event::What::pages_stored:
-      return py::make_tuple(what, py::bytes(event.salt), event.before, event.pages, event.tokens, contents_of(event));
-    case Event::What::pages_removed:
-      return py::make_tuple(what, event.pages);
-    case Event::What::checkpoint_stored:
-      return py::make_tuple(what, py::bytes(event.salt), event.before, event.slot, event.position, event.tokens,
-                            contents_of(event));
-    case Event::What::checkpoint_removed:
-      return py::make_tuple(what, event.slot);
-    case Event::What::cleared:
-      break;
-  }
-  return py::make_tuple(what);
 }
 
 // The core behind its door. Every method takes the door, but stats() and arena(), which any thread may read.

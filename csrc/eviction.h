@@ -31,6 +31,9 @@ class Eviction : public CheckpointWatcher, public HistoryWatcher {
   void changed(Node& node) override { place(node); }
   void leaving(Node& node) override;
   void left(Node& node) override { place_below(node); }
+  void splitting(Node& node, Position at) override {
+    if (node.checkpoint->record != nullptr) history_.splitting(node.checkpoint->record, at);
+  }
   void worth_changed(Node& node) override;
 
   // The unpinned checkpoint that leaves first, worth less than `limit`; null if there is none. With `leaf_first`, those

@@ -44,8 +44,8 @@ Trail History::arrived(const std::string& salt, Record* start, std::span<const T
   auto below = rest.first(rest.empty() ? 0 : rest.size() - 1);  // a hit leaves one token
   while (!below.empty()) {
     Record* next = child_at(exit->children, below.front());
-    const auto common = next == nullptr ? 0 : common_prefix(next->edge, below);
-    if (next == nullptr || common < next->edge.size()) {
+    const auto common = next == nullptr ? 0 : common_prefix(next->tokens(), below);
+    if (next == nullptr || common < next->tokens().size()) {
       const bool branches = common > 0 ? common < below.size() : !exit->children.empty() && !exit->root();
       if (branches && options_.has(Part::forks)) trail.left = exit->depth + static_cast<Position>(common);
       break;
@@ -77,10 +77,10 @@ Record* History::at(Trail& trail, std::span<const Token> path, Position depth, K
   while (last->depth < depth) {
     const auto rest = path.subspan(last->depth - trail.start, depth - last->depth);
     Record* next = child_at(last->children, rest.front());
-    const auto common = next == nullptr ? 0 : common_prefix(next->edge, rest);
+    const auto common = next == nullptr ? 0 : common_prefix(next->tokens(), rest);
     if (next == nullptr) {
       last = make(last, rest, kind, trail);
-    } else if (common == next->edge.size()) {
+    } else if (common == next->tokens().size()) {
       last = next;
     } else {  // others went on from here: that is worth a record, too
       last = split(next, last->depth + static_cast<Position>(common), common == rest.size() ? kind : Kind::fork, trail);
@@ -120,12 +120,13 @@ Record* History::make(Record* parent, std::span<const Token> edge, Kind kind, co
 Record* History::split(Record* record, Position depth, Kind kind, const Trail& trail) {
   Record* parent = record->parent;
   const auto cut = static_cast<std::size_t>(depth - parent->depth);
-  const std::vector<Token> upper(record->edge.begin(), record->edge.begin() + cut);
+  const auto edge = record->tokens();
+  const std::vector<Token> upper(edge.begin(), edge.begin() + cut);
   remove_child(record);
   Record* between = make(parent, upper, kind, trail, true);  // some go beyond it
   tokens_ -= static_cast<std::int64_t>(cut);
   contents_.release(upper);
-  record->edge.erase(record->edge.begin(), record->edge.begin() + cut);
+  if (!record->lent) record->edge.erase(record->edge.begin(), record->edge.begin() + cut);
   add_child(between, record);
   between->flow += record->given;
   between->given += record->given;
@@ -289,6 +290,8 @@ void History::flows_up(Record* from, Rate change) {
 
 void History::resident(Record* record, Node* node) {
   record->node = node;
+  record->lent = node->begin() <= record->parent->depth;
+  if (record->lent) std::vector<Token>().swap(record->edge);
   if (!options_.has(Part::ghosts)) return open_spell(record);  // nothing is known of the time between
   schedule(record);
 }
@@ -300,92 +303,9 @@ void History::give(Record* record, Rate given) {
 }
 
 void History::ghost(Record* record) {
+  keep_edge(record);
   record->node = nullptr;
   give(record, record->index + record->flow);
-}
-
-// ---------------------------------------------------------------- the records
-
-void History::add_child(Record* parent, Record* child) {
-  child->parent = parent;
-  const auto first = child->edge.front();
-  parent->children.insert(child_position(parent->children, first), {first, child});
-}
-
-// REQUIRES: its edge still begins as it did when it was added.
-void History::remove_child(Record* child) {
-  auto& siblings = child->parent->children;
-  siblings.erase(child_position(siblings, child->edge.front()));
-}
-
-// REQUIRES: a ghost with at most one child, which goes on in its place.
-void History::forget(Record* record) {
-  calendar_.strike(record->due);
-  flows_up(record, Rate{0} - record->index);
-  Record* parent = record->parent;
-  remove_child(record);
-  if (record->children.empty()) {
-    tokens_ -= static_cast<std::int64_t>(record->edge.size());
-    contents_.release(record->edge);
-  } else {
-    Record* below = record->children.front().second;
-    record->edge.insert(record->edge.end(), below->edge.begin(), below->edge.end());
-    below->edge = std::move(record->edge);
-    add_child(parent, below);
-  }
-  spells_.erase(record->place);
-  delete record;
-  if (parent->root()) forget_root(parent);
-}
-
-// Once nothing is remembered under its salt.
-void History::forget_root(Record* root) {
-  if (!root->children.empty() || root->pins > 0) return;
-  roots_.erase(roots_.find(*root->salt));
-  delete root;
-}
-
-void History::forget_oldest() {
-  auto oldest = spells_.begin();
-  for (int looks = 0; looks < kForgets && tokens_ > most_tokens_ && oldest != spells_.end(); ++looks) {
-    Record* record = *oldest++;
-    if (record->node == nullptr && record->pins == 0 && record->children.size() < 2) forget(record);
-  }
-}
-
-// ---------------------------------------------------------------- check
-
-void History::each_edge(const std::function<void(std::span<const Token>)>& visit) const {
-  for (const Record* record : spells_) visit(record->edge);
-}
-
-void History::check() const {
-  std::vector<const Record*> left;
-  for (const auto& [salt, root] : roots_) {
-    ensure(!root->children.empty() || root->pins > 0, "I1: an empty root of the history stays");
-    left.push_back(root);
-  }
-  std::int64_t tokens = 0;
-  std::size_t records = 0;
-  while (!left.empty()) {
-    const Record* record = left.back();
-    left.pop_back();
-    Rate flow = 0;
-    for (const auto& [first, child] : record->children) {
-      ensure(child->parent == record && child->edge.front() == first, "I7: a record is not where its first token says");
-      ensure(child->depth == record->depth + std::ssize(child->edge), "I7: a record is not as deep as its path");
-      flow += child->given;
-      left.push_back(child);
-    }
-    ensure(flow == record->flow, "I7: what flows to a record is not what is given to it");
-    if (record->root()) continue;
-    ensure(record->node != nullptr || record->given == record->index + record->flow,
-           "I7: a ghost keeps something back");
-    ensure(*record->place == record, "I7: a record has the wrong place among the spells");
-    tokens += std::ssize(record->edge);
-    ++records;
-  }
-  ensure(tokens == tokens_ && records == spells_.size(), "I7: records or their tokens are lost");
 }
 
 }  // namespace hybridcache

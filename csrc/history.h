@@ -34,9 +34,10 @@ enum class Hint : std::uint8_t { none, returns, silent };
 
 struct Record {
   std::uint64_t id = 0;
-  Record* parent = nullptr;                         // null in a root
-  const std::string* salt = nullptr;                // in a root
-  std::vector<Token> edge;                          // from parent->depth to depth
+  Record* parent = nullptr;           // null in a root
+  const std::string* salt = nullptr;  // in a root
+  std::vector<Token> edge;  // from parent->depth to depth; none while `lent`: the end of its node's edge holds it
+  bool lent = false;
   std::vector<std::pair<Token, Record*>> children;  // sorted by the first token of their edge
   Position depth = 0;
   Node* node = nullptr;  // whose checkpoint stands here; null: a ghost
@@ -60,6 +61,7 @@ struct Record {
   Calendar::Place due;                 // when its index is looked up again
 
   bool root() const { return parent == nullptr; }
+  std::span<const Token> tokens() const;  // of its edge
 };
 
 // Is told where the worth of a resident may have changed.
@@ -108,6 +110,8 @@ class History {
 
   void resident(Record* record, Node* node);
   void ghost(Record* record);
+  // The node of a resident is about to keep only what lies beyond `at`.
+  void splitting(Record* record, Position at);
   void give(Record* record, Rate given);
 
   void each_edge(const std::function<void(std::span<const Token>)>& visit) const;
@@ -132,6 +136,7 @@ class History {
   void flows_up(Record* from, Rate change);
   void add_child(Record* parent, Record* child);
   void remove_child(Record* child);
+  void keep_edge(Record* record);
   void forget(Record* record);
   void forget_root(Record* root);
   void forget_oldest();

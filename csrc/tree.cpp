@@ -155,6 +155,7 @@ Node* Tree::make_leaf(Node* parent, std::span<const Token> edge, const LeasePage
 
 // The upper part becomes a new node; `node` keeps its identity, its checkpoint, its pins and the lower part.
 Node* Tree::split(Node* node, Position at) {
+  if (node->checkpoint) watcher_->splitting(*node, at);
   auto* upper = new Node;
   const auto cut = static_cast<std::size_t>(at - node->begin());
   const auto pages = static_cast<std::size_t>(paging_.whole(at) - paging_.whole(node->begin()));

@@ -63,10 +63,11 @@ struct Node {
 class CheckpointWatcher {
  public:
   virtual ~CheckpointWatcher() = default;
-  virtual void joined(Node& node) = 0;   // node has got a checkpoint
-  virtual void changed(Node& node) = 0;  // what is told of its checkpoint has changed
-  virtual void leaving(Node& node) = 0;  // its checkpoint is about to go
-  virtual void left(Node& node) = 0;     // its checkpoint has gone
+  virtual void joined(Node& node) = 0;                  // node has got a checkpoint
+  virtual void changed(Node& node) = 0;                 // what is told of its checkpoint has changed
+  virtual void leaving(Node& node) = 0;                 // its checkpoint is about to go
+  virtual void left(Node& node) = 0;                    // its checkpoint has gone
+  virtual void splitting(Node& node, Position at) = 0;  // its node is about to keep only what lies beyond `at`
 };
 
 // Is told before a node goes that is `followed`.

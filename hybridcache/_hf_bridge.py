@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, __version__
@@ -126,7 +127,7 @@ class Bridge:
             self._store_states(cache, spec, slot)
 
     def _table(self, pages: NDArray[np.int32]) -> Tensor:
-        return torch.from_numpy(pages).to(device=self._device, dtype=torch.int64)
+        return torch.from_numpy(pages.astype(np.int64)).to(self._device)  # pages is a read-only view
 
     def _read_kv(self, spec: LayerSpec, table: Tensor, length: int) -> tuple[Tensor, Tensor]:
         rows = [part.index_select(0, table).flatten(0, 1)[:length] for part in self._pools.kv(spec.index)]

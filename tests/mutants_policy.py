@@ -4,8 +4,8 @@ from __future__ import annotations
 
 HISTORY = r"""
 hit_on_a_shallower_one_is_a_use: wrong-victim
-- const auto common = next == nullptr ? 0 : common_prefix(next->edge, below);
-+ const auto common = next == nullptr || next->node == nullptr ? 0 : common_prefix(next->edge, below);
+- const auto common = next == nullptr ? 0 : common_prefix(next->tokens(), below);
++ const auto common = next == nullptr || next->node == nullptr ? 0 : common_prefix(next->tokens(), below);
 whole_prompt_is_an_exit: I3
 - rest.first(rest.empty() ? 0 : rest.size() - 1)
 + rest
@@ -30,25 +30,16 @@ ghosts_looked_up_in_quarters: learned
 - record->node == nullptr ? Hazards::first_age(record->bucket + 1) : Hazards::next_look(record->bucket, age)
 + Hazards::next_look(record->bucket, age)
 residents_looked_up_late: learned
--   record->node = node;
 -   if (!options_.has(Part::ghosts)) return open_spell(record);  // nothing is known of the time between
 -   schedule(record);
-+   record->node = node;
 ghost_keeps_its_index: wrong-victim deep-fork
 -   give(record, record->index + record->flow);
+edge_of_a_ghost_still_lent: I1 dangling-order
+-   keep_edge(record);
+-   record->node = nullptr;
++   record->node = nullptr;
 time_stands_still: learned
 -   ++now_;
-oldest_are_never_forgotten: leftovers
-- tokens_ > most_tokens_
-+ false
-residents_are_forgotten: leftovers
-- record->node == nullptr && record->pins == 0
-+ record->pins == 0
-branching_points_are_forgotten: leftovers
-- && record->children.size() < 2
-+
-forgotten_flow_stays: learned
--   flows_up(record, Rate{0} - record->index);
 roots_stay: leftovers
 - if (last->root()) forget_root(last);
 +
@@ -62,6 +53,23 @@ hint_outlives_the_return: learned
 +   record->which
 passed_stays_in_its_class: learned
 -   hazards_.moved(before, record->which, record->bucket);
+"""
+
+RECORDS = r"""
+edge_lent_by_what_was_cut: I1 dangling-order
+- if (record->parent->depth < at) keep_edge(record);
++ static_cast<void>(at);
+oldest_are_never_forgotten: leftovers
+- tokens_ > most_tokens_
++ false
+residents_are_forgotten: leftovers
+- record->node == nullptr && record->pins == 0
++ record->pins == 0
+branching_points_are_forgotten: leftovers
+- && record->children.size() < 2
++
+forgotten_flow_stays: learned
+-   flows_up(record, Rate{0} - record->index);
 """
 
 HAZARD = r"""
@@ -96,4 +104,9 @@ a_day_too_late: learned
 + std::min(due + 1, now + kFarthest) %
 """
 
-FILES = {"csrc/history.cpp": HISTORY, "csrc/hazard.cpp": HAZARD, "csrc/calendar.h": CALENDAR}
+FILES = {
+    "csrc/history.cpp": HISTORY,
+    "csrc/records.cpp": RECORDS,
+    "csrc/hazard.cpp": HAZARD,
+    "csrc/calendar.h": CALENDAR,
+}

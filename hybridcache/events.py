@@ -23,7 +23,6 @@ from contextlib import suppress
 from typing import Any
 
 import msgspec
-import numpy as np
 import zmq
 
 from hybridcache.values import (
@@ -31,6 +30,7 @@ from hybridcache.values import (
     CheckpointStored,
     Cleared,
     Event,
+    Int32,
     PagesRemoved,
     PagesStored,
 )
@@ -118,6 +118,11 @@ def _extra_keys(first: bool, salt: bytes, contents: Sequence[tuple[int, bytes]])
 # ---- translation
 
 
+def _part(contents: dict[int, bytes], begin: int, size: int) -> list[tuple[int, bytes]]:
+    """Those of `size` tokens, by index in them."""
+    return [(at - begin, each) for at, each in contents.items() if begin <= at < begin + size]
+
+
 class Announcer:
     """Turns the events of one cache into those of the wire, and remembers the hash of each page and state.
 
@@ -164,12 +169,12 @@ class Announcer:
 
     def _pages_stored(self, event: PagesStored, found: list[WireEvent]) -> None:
         size = len(event.tokens) // len(event.pages)
-        raw = np.asarray(event.tokens, dtype="<i4").tobytes()
+        raw = event.tokens.astype("<i4", copy=False).tobytes()
         above = before = self._above(event.before)
         digests, extra, known = list[bytes](), list[ExtraKeys](), 0
         for number, page in enumerate(event.pages):
             begin = number * size
-            inside = [(at - begin, c) for at, c in event.contents.items() if begin <= at < begin + size]
+            inside = _part(event.contents, begin, size) if event.contents else []
             extra.append(_extra_keys(not before, event.salt, inside))
             before = chained(before, event.salt, raw[4 * begin : 4 * (begin + size)], inside)
             self._pages[page] = before
@@ -184,7 +189,7 @@ class Announcer:
     def _checkpoint_stored(self, event: CheckpointStored, found: list[WireEvent]) -> None:
         above = self._above(event.before)
         contents = sorted(event.contents.items())
-        raw = np.asarray(event.tokens, dtype="<i4").tobytes()
+        raw = event.tokens.astype("<i4", copy=False).tobytes()
         digest = self._states[event.slot] = chained(above, event.salt, raw, contents)
         extra = _extra_keys(not above, event.salt, contents)
         self._stored(RECURRENT, [digest], above, event.tokens, [extra], found)
@@ -209,14 +214,14 @@ class Announcer:
         group: int,
         digests: list[bytes],
         above: bytes,
-        tokens: list[int],
+        tokens: Int32,
         extra: list[ExtraKeys],
         found: list[WireEvent],
     ) -> None:
         stored = BlockStored(
             [self._hash(each) for each in digests],
             self._hash(above) if above else None,
-            tokens,
+            tokens.tolist(),
             len(tokens) // len(digests),
             lora_id=None,
             medium=self._medium,

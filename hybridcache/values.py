@@ -138,7 +138,7 @@ class PagesStored(NamedTuple):
     salt: bytes
     before: int
     pages: list[int]
-    tokens: list[int]
+    tokens: Int32
     contents: dict[int, bytes]
 
 
@@ -159,7 +159,7 @@ class CheckpointStored(NamedTuple):
     before: int
     slot: int
     position: int
-    tokens: list[int]
+    tokens: Int32
     contents: dict[int, bytes]
 
 

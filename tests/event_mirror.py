@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from hybridcache.values import (
     CheckpointRemoved,
     CheckpointStored,
@@ -18,7 +20,15 @@ Path = tuple[bytes, tuple[Any, ...]]  # salt, tokens; those with content as (tok
 
 
 def symbols(tokens: Iterable[int], contents: dict[int, bytes]) -> tuple[Any, ...]:
-    return tuple((token, contents[i]) if i in contents else token for i, token in enumerate(tokens))
+    return tuple(
+        (token, contents[i]) if i in contents else token
+        for i, token in enumerate(np.asarray(tokens).tolist())
+    )
+
+
+def plain(events: Iterable[Event]) -> list[Any]:
+    """With tokens as lists, which can be compared."""
+    return [e._replace(tokens=e.tokens.tolist()) if hasattr(e, "tokens") else e for e in events]
 
 
 class Mirror:

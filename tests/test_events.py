@@ -19,7 +19,7 @@ from hybridcache.values import (
 from tests import actions, transcript_actions
 from tests.actions import random_walk
 from tests.conftest import Driver
-from tests.event_mirror import Mirror
+from tests.event_mirror import Mirror, plain
 from tests.harness import Config, Harness, Pick
 
 SEEDS, STEPS = 40, 150
@@ -107,7 +107,7 @@ def test_by_example() -> None:
     """Pages of 4: 9 tokens, then 2 more; a second prompt leaves it inside the second page; both leave."""
     driver = Driver(events=True, pages_per_slab=1, slabs=32)
     driver.turn([*range(9)], [20, 21], salt=b"a")
-    first = driver.cache.take_events()
+    first = plain(driver.cache.take_events())
     pages = first[0].pages
     assert first == [
         PagesStored(b"a", -1, pages, [*range(8)], {}),
@@ -115,7 +115,7 @@ def test_by_example() -> None:
         CheckpointStored(b"a", pages[1], first[2].slot, 11, [8, 20, 21], {}),
     ]
     driver.turn([0, 1, 2, 3, 4, 5, 50, 51, 52, 53], salt=b"a")  # splits the node inside the second page
-    second = driver.cache.take_events()
+    second = plain(driver.cache.take_events())
     stored = [event for event in second if isinstance(event, PagesStored)]
     assert stored == [PagesStored(b"a", pages[0], stored[0].pages, [4, 5, 50, 51], {})]
     ends = [event for event in second if isinstance(event, CheckpointStored)]
@@ -123,22 +123,22 @@ def test_by_example() -> None:
     pin = driver.cache.pin([*range(9)], salt=b"a")
     assert pin is not None
     driver.cache.clear()
-    third = driver.cache.take_events()
+    third = plain(driver.cache.take_events())
     gone = {event.slot for event in third if isinstance(event, CheckpointRemoved)}
     assert gone == {first[2].slot, ends[0].slot, ends[1].slot}
     assert [event for event in third if isinstance(event, PagesRemoved)] == [PagesRemoved(stored[0].pages)]
     pin.release()
     driver.cache.clear(salt=b"a")
-    assert driver.cache.take_events() == [CheckpointRemoved(first[1].slot), PagesRemoved(pages[::-1])]
+    assert plain(driver.cache.take_events()) == [CheckpointRemoved(first[1].slot), PagesRemoved(pages[::-1])]
     driver.cache.clear()
-    assert driver.cache.take_events() == [Cleared()]
+    assert plain(driver.cache.take_events()) == [Cleared()]
 
 
 def test_all_that_leaves_at_once_is_one_event_and_what_was_before_stays() -> None:
     driver = Driver(events=True)
     driver.turn([*range(9)])
     driver.cache.clear()
-    events = driver.cache.take_events()
+    events = plain(driver.cache.take_events())
     assert [type(event) for event in events] == [
         PagesStored,
         *[CheckpointStored] * (len(events) - 2),
@@ -156,19 +156,21 @@ def test_what_an_open_lease_keeps_is_not_cleared() -> None:
     before = dict(mirror.pages)
     driver.decode(lease, [1])
     driver.cache.clear()
-    events = driver.cache.take_events()
+    events = plain(driver.cache.take_events())
     assert Cleared() not in events
     mirror.apply(events)
     assert mirror.pages == before and len(before) == 2
     lease.close(discard=True)
     driver.cache.clear()
-    assert driver.cache.take_events()[-1] == Cleared()
+    assert plain(driver.cache.take_events())[-1] == Cleared()
 
 
 def test_a_state_on_a_page_edge_has_that_pages_tokens() -> None:
     driver = Driver(events=True)
     driver.turn([*range(8)])
-    [end] = [e for e in driver.cache.take_events() if isinstance(e, CheckpointStored) and e.position == 8]
+    [end] = [
+        e for e in plain(driver.cache.take_events()) if isinstance(e, CheckpointStored) and e.position == 8
+    ]
     assert end.tokens == [4, 5, 6, 7] and end.before >= 0
 
 
@@ -177,7 +179,7 @@ def test_content_has_plain_ids_and_is_named() -> None:
     prompt = np.arange(10, 19)
     for picture in (b"cat", b"dog"):
         driver.turn(prompt, content_keys=[(5, picture)])
-    stored = [event for event in driver.cache.take_events() if isinstance(event, PagesStored)]
+    stored = [event for event in plain(driver.cache.take_events()) if isinstance(event, PagesStored)]
     assert stored[0].tokens == prompt[:8].tolist() and stored[0].contents == {5: b"cat"}
     assert stored[1].before == stored[0].pages[0]
     assert stored[1].tokens == prompt[4:8].tolist() and stored[1].contents == {1: b"dog"}

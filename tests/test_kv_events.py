@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hybridcache.values import Cleared, PagesStored
@@ -254,7 +255,7 @@ def context() -> Iterator[Any]:
 def events_of(count: int, first: int = 0) -> Iterator[list[Any]]:
     """So many calls' worth of events, a page each."""
     for number in range(first, first + count):
-        yield [PagesStored(b"", -1, [number], [number] * 4, {})]
+        yield [PagesStored(b"", -1, [number], np.full(4, number, np.int32), {})]
 
 
 def replayed(context: Any, publisher: Publisher, first: int) -> list[tuple[bytes, int, bytes]]:
@@ -389,7 +390,9 @@ def test_close_sends_what_is_left_and_ends(context: Any) -> None:
 
 def test_what_cannot_be_announced_is_raised_at_the_next_call(caplog: pytest.LogCaptureFixture) -> None:
     publisher = Publisher("inproc://events")
-    publisher.publish([PagesStored(b"", 77, [1], [1, 2, 3, 4], {})])  # below a page that nobody knows
+    publisher.publish(
+        [PagesStored(b"", 77, [1], np.arange(4, dtype=np.int32), {})]
+    )  # below a page that nobody knows
     publisher._thread.join(PATIENCE_S)
     with pytest.raises(RuntimeError, match=r"an earlier message failed: KeyError\(77\)"):
         publisher.publish([])

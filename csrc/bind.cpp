@@ -8,6 +8,7 @@
 #include <atomic>
 
 #include "cache.h"
+#include "event_values.h"
 #include "tokens.h"
 
 namespace py = pybind11;
@@ -306,6 +307,13 @@ class Core {
     return door.change([&] { return cache_.clear(which); });
   }
 
+  py::list take_events() {
+    Door door(lock_);
+    py::list out;
+    for (const auto& event : cache_.take_events()) out.append(to_tuple(event));
+    return out;
+  }
+
   void check() {
     Door door(lock_);
     cache_.check();
@@ -364,6 +372,7 @@ PYBIND11_MODULE(_core, module) {
       .def_readwrite("run_ahead", &Options::run_ahead)
       .def_readwrite("draft_tokens", &Options::draft_tokens)
       .def_readwrite("inner_checkpoints", &Options::inner_checkpoints)
+      .def_readwrite("events", &Options::events)
       .def_readwrite("marconi_alpha", &Options::marconi_alpha)
       .def_readwrite("without", &Options::without)
       .def_property(
@@ -398,6 +407,7 @@ PYBIND11_MODULE(_core, module) {
       .def("pin", &Core::pin, py::arg("tokens"), py::arg("salt"), py::arg("content_keys"))
       .def("release", &Core::release, py::arg("pin"))
       .def("clear", &Core::clear, py::arg("salt"))
+      .def("take_events", &Core::take_events)
       .def("check", &Core::check)
       .def("dump", &Core::dump)
       .def("digest", &Core::digest)

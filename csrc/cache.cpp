@@ -27,10 +27,13 @@ Cache::Cache(const Options& options)
       arena_(options_, digest_),
       history_(options_, remembered_tokens(options_, arena_), contents_),
       tree_(options_.paging, arena_, contents_, digest_),
+      journal_(options_.paging, tree_, contents_),
       eviction_(options_, tree_, history_),
       admission_(arena_, eviction_, [this](const auto& visit, const Node* held) { each_pinned_page(visit, held); }),
       placement_(options_),
-      transcripts_(options_.paging, tree_, contents_) {}
+      transcripts_(options_.paging, tree_, contents_) {
+  if (options_.events) tree_.watch_holdings(&journal_);
+}
 
 const Lease& Cache::lease(LeaseId id) const {
   const auto it = leases_.find(id);
@@ -341,11 +344,13 @@ void Cache::release(PinId id) {
 
 std::int64_t Cache::clear(const std::optional<std::string>& salt) {
   const auto before = tree_.checkpoints();
+  const auto recorded = journal_.size();
   for (Node* node : eviction_.all()) {
     const Node* root = node;
     while (root->parent != nullptr) root = root->parent;
     if (!salt || *root->salt == *salt) eviction_.evict(node);
   }
+  if (options_.events && !salt && arena_.counted_pages() == 0 && tree_.checkpoints() == 0) journal_.cleared(recorded);
   return before - tree_.checkpoints();
 }
 

@@ -20,6 +20,7 @@
 #include "arena.h"
 #include "eviction.h"
 #include "history.h"
+#include "journal.h"
 #include "lease.h"
 #include "placement.h"
 #include "transcript.h"
@@ -99,6 +100,9 @@ class Cache {
   // Drops every unpinned checkpoint, of one salt or of all; returns how many.
   std::int64_t clear(const std::optional<std::string>& salt);
 
+  // What joined and left the tree since the last call, if the options ask for events.
+  std::vector<Event> take_events() { return journal_.take(); }
+
   // Re-derives the invariants in O(n); throws InvariantError with the tree printed.
   void check() const;
   std::string dump() const;
@@ -111,7 +115,7 @@ class Cache {
 
  private:
   friend class Checker;
-  enum Event : std::uint64_t { kReserve = 32, kLaunch, kCommit, kClose, kFork, kApplied, kWant };
+  enum Call : std::uint64_t { kReserve = 32, kLaunch, kCommit, kClose, kFork, kApplied, kWant };
 
   // What a commit, a fork or a close is about to publish, with what that takes already in hand.
   struct Publication {
@@ -185,6 +189,7 @@ class Cache {
   ContentTable contents_;
   History history_;
   Tree tree_;
+  Journal journal_;
   Eviction eviction_;
   Admission admission_;
   Placement placement_;

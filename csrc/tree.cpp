@@ -149,6 +149,7 @@ Node* Tree::make_leaf(Node* parent, std::span<const Token> edge, const LeasePage
   }
   nodes_.add();
   add_child(parent, leaf);
+  if (holdings_watcher_ != nullptr) holdings_watcher_->pages_joined(*leaf);
   return leaf;
 }
 
@@ -198,6 +199,7 @@ void Tree::settle(Node* node) {
 }
 
 void Tree::remove_leaf(Node* node) {
+  if (holdings_watcher_ != nullptr) holdings_watcher_->pages_leaving(*node);
   Node* parent = node->parent;
   if (node->has_content) contents_.release(node->edge);
   parent->children.erase(child_position(parent->children, node->edge.front()));
@@ -256,6 +258,7 @@ void Tree::attach(Node* node, const Checkpoint& checkpoint) {
   digest_.mix(kAttach, (static_cast<std::uint64_t>(position) << 8 | index(checkpoint.kind)) ^
                            (static_cast<std::uint64_t>(checkpoint.slot) << 32));
   watcher_->joined(*node);
+  if (holdings_watcher_ != nullptr) holdings_watcher_->checkpoint_joined(*node);
 }
 
 void Tree::set_tail(Node* node, PageId page) {
@@ -265,6 +268,7 @@ void Tree::set_tail(Node* node, PageId page) {
 }
 
 SlotId Tree::take_back(Node* node) {
+  if (holdings_watcher_ != nullptr) holdings_watcher_->checkpoint_leaving(*node);
   watcher_->leaving(*node);
   const SlotId slot = node->checkpoint->slot;
   const PageId tail = node->checkpoint->tail;

@@ -77,6 +77,16 @@ class NodeWatcher {
   virtual void going(Node& node) = 0;
 };
 
+// Is told what the tree holds, if anyone asks. A split or a merge changes none of it.
+class HoldingsWatcher {
+ public:
+  virtual ~HoldingsWatcher() = default;
+  virtual void pages_joined(const Node& leaf) = 0;        // those of a new leaf
+  virtual void pages_leaving(const Node& leaf) = 0;       // those of a leaf that is about to go
+  virtual void checkpoint_joined(const Node& node) = 0;   // node has got a checkpoint
+  virtual void checkpoint_leaving(const Node& node) = 0;  // its checkpoint is about to go
+};
+
 // Equal token ids with different content are different tokens: each (token, content) pair in use has a negative number.
 class ContentTable {
  public:
@@ -87,6 +97,7 @@ class ContentTable {
   void release(std::span<const Token> tokens);
   std::size_t size() const { return ids_.size(); }
   Token token(Token negative) const { return entries_[slot(negative)].key->first; }
+  const std::string& content(Token negative) const { return entries_[slot(negative)].key->second; }
   std::int64_t users(Token negative) const { return entries_[slot(negative)].users; }
 
  private:
@@ -126,6 +137,7 @@ class Tree {
   Tree& operator=(const Tree&) = delete;
   void watch(CheckpointWatcher* watcher) { watcher_ = watcher; }
   void watch_nodes(NodeWatcher* watcher) { node_watcher_ = watcher; }
+  void watch_holdings(HoldingsWatcher* watcher) { holdings_watcher_ = watcher; }
 
   // The root of a salt; null if nothing is known under it. O(log salts).
   Node* find_root(const std::string& salt) const;
@@ -191,6 +203,7 @@ class Tree {
   Digest& digest_;
   CheckpointWatcher* watcher_ = nullptr;
   NodeWatcher* node_watcher_ = nullptr;
+  HoldingsWatcher* holdings_watcher_ = nullptr;  // null: nobody asks
   std::map<std::string, Node*> roots_;
   std::uint64_t tick_ = 0;
   Counter nodes_, checkpoints_;

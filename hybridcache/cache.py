@@ -37,7 +37,7 @@ from hybridcache._arguments import (
 )
 from hybridcache._handles import Pin, Transcript
 from hybridcache.errors import InvariantError, StateError
-from hybridcache.values import Int32, Layout, Match, Plan, Step, Steps
+from hybridcache.values import EVENTS, Event, Int32, Layout, Match, Plan, Step, Steps
 
 Tokens = Any  # a C-contiguous int32 or int64 buffer, or a list of ints
 Keep = Literal["all", "prompt", "nothing"]
@@ -228,6 +228,7 @@ class HybridCache:
         bytes, both scaled to what is resident; it admits branch-offs and last decoded tokens only).
     without: parts of "default" to switch off, for researchers who want to see what each is worth: "ghosts",
         "flow", "stages", "gaps", "horizon", "forks" (docs/policy.md, section 7).
+    events: record what joins and leaves the tree, for `take_events`.
     pass_cost: tokens that one more forward pass is worth; cuts that save less are not made.
     interior_spacing: tokens below which no sparse checkpoint is made inside a prompt.
     Errors: ValueError or TypeError that names the argument.
@@ -255,6 +256,7 @@ class HybridCache:
         without: Sequence[str] = (),
         pass_cost: int = 512,
         interior_spacing: int = 1024,
+        events: bool = False,
     ) -> None:
         if policy not in _POLICIES:
             raise ValueError(f"policy: {policy!r}, expected one of {_POLICIES}")
@@ -263,6 +265,7 @@ class HybridCache:
         options.run_ahead = check_integer("run_ahead", run_ahead, low=0, high=1)
         options.draft_tokens = check_integer("draft_tokens", draft_tokens, low=0, high=7)
         options.inner_checkpoints = check_flag("inner_checkpoints", inner_checkpoints)
+        options.events = check_flag("events", events)
         options.alignment = check_integer("alignment", alignment, low=1)
         options.pass_cost = check_integer("pass_cost", pass_cost, low=0)
         options.interior_spacing = check_integer("interior_spacing", interior_spacing, low=1)
@@ -378,6 +381,11 @@ class HybridCache:
         """Drops every checkpoint that nobody pins, of one salt or of all; returns how many. Open leases go on
         and may publish later."""
         return self._core.clear(None if salt is None else check_salt(salt))
+
+    def take_events(self) -> list[Event]:
+        """What joined and left the tree since the last call, in order; none without `events=True`. They pile
+        up until taken. `hybridcache.events` publishes them."""
+        return [EVENTS[which](*fields) for which, *fields in self._core.take_events()]
 
     def check(self) -> None:
         """Re-derives I1-I12 from scratch, O(n); InvariantError with the tree printed if one does not hold."""

@@ -126,3 +126,52 @@ class Plan(NamedTuple):
     copy_pages: Int32
     zero_pages: Int32
     cache: object  # the cache that it comes from, by identity
+
+
+class PagesStored(NamedTuple):
+    """Pages that joined the tree, in the order of their path; `before` is the one above them, -1: none.
+
+    tokens: theirs, plain ids, page after page. contents: by index in them, what ids of `content_keys` stand
+    for. A page id names a page from here until it is removed.
+    """
+
+    salt: bytes
+    before: int
+    pages: list[int]
+    tokens: Int32
+    contents: dict[int, bytes]
+
+
+class PagesRemoved(NamedTuple):
+    """Pages that left the tree, the deepest first."""
+
+    pages: list[int]
+
+
+class CheckpointStored(NamedTuple):
+    """A state joined the tree: a prompt with this path resumes at `position`.
+
+    tokens: those from the last page edge below `position` on, where page `before` ends (-1: none). Its slot
+    names a checkpoint from here until it is removed.
+    """
+
+    salt: bytes
+    before: int
+    slot: int
+    position: int
+    tokens: Int32
+    contents: dict[int, bytes]
+
+
+class CheckpointRemoved(NamedTuple):
+    """A state left the tree."""
+
+    slot: int
+
+
+class Cleared(NamedTuple):
+    """Nothing is left in the tree, of any salt."""
+
+
+Event = PagesStored | PagesRemoved | CheckpointStored | CheckpointRemoved | Cleared
+EVENTS: tuple[type[Event], ...] = (PagesStored, PagesRemoved, CheckpointStored, CheckpointRemoved, Cleared)

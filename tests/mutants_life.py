@@ -46,6 +46,9 @@ lease_without_content: I8 key-dropped
 + token = contents_.acquire(token, {});
 fork_without_content: I8 leftovers
 - if (child->has_content) contents_.acquire(rest);
+cleared_though_something_stays: mirror
+- if (options_.events && !salt && arena_.counted_pages() == 0 && tree_.checkpoints() == 0) journal_
++ if (options_.events && !salt) journal_
 clear_crosses_salts: I8
 - if (!salt || *root->salt == *salt) eviction_
 + eviction_

@@ -118,6 +118,10 @@ new_child_not_told: dangling-order two-budgets
 - if (parent->children.size() == 1) leaf_changed(parent);
 order_keeps_what_left: dangling-order
 -   watcher_->leaving(*node);
+pruned_pages_not_told: mirror
+- if (holdings_watcher_ != nullptr) holdings_watcher_->pages_leaving(*node);
+evicted_state_not_told: mirror
+- if (holdings_watcher_ != nullptr) holdings_watcher_->checkpoint_leaving(*node);
 order_by_address: I7 pointer-order
 -   node->checkpoint->tick = ++tick_;
 -   checkpoints_.add();
@@ -233,6 +237,22 @@ shared_slab_is_no_room: two-budgets
 + free_slabs * arena_.pages_per_slab()
 """
 
+JOURNAL = r"""
+content_told_as_an_id: mirror
+- token = contents_.token(token);
+salt_of_nobody_told: mirror key-dropped
+- event.salt = *node->salt;
+first_page_of_a_leaf_is_the_first_of_the_path: mirror
+- if (number > 0) event.before
++ if (number > 0 && begin == node->begin()) event.before
+state_on_a_page_edge_without_tokens: mirror
+- (node.depth - 1) / paging_.page_size * paging_.page_size
++ node.depth / paging_.page_size * paging_.page_size
+removed_from_the_top: mirror
+- event.pages.assign(leaf.pages.rbegin(), leaf.pages.rend());
++ event.pages = leaf.pages;
+"""
+
 RADIX = r"""
 a_quarter_compared: I2 key-dropped
 - stride * sizeof(Token)) == 0
@@ -271,6 +291,7 @@ FILES = {
     "csrc/radix.h": RADIX,
     "csrc/arena.cpp": ARENA,
     "csrc/tree.cpp": TREE,
+    "csrc/journal.cpp": JOURNAL,
     "csrc/eviction.cpp": EVICTION,
     "csrc/admission.cpp": ADMISSION,
 }

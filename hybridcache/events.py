@@ -41,6 +41,7 @@ _ROOT = bytes(32)
 _SEND_TIMEOUT_MS = 10_000
 _LINGER_MS = 1_000
 _pack = msgspec.msgpack.Encoder().encode
+_PLAIN = _pack((None, ()))  # msgpack says where it ends, so what follows it cannot be taken for it
 _log = logging.getLogger(__name__)
 
 Hash = int | bytes
@@ -91,13 +92,13 @@ class KVEventBatch(msgspec.Struct, array_like=True, omit_defaults=True):
 # ---- hashes
 
 
-def chained(before: bytes, salt: bytes, tokens: bytes, contents: Iterable[tuple[int, bytes]]) -> bytes:
+def chained(before: bytes, salt: bytes, tokens: bytes, contents: Sequence[tuple[int, bytes]]) -> bytes:
     """The sha256 of what one page or state stands for, and of all above it.
 
     before: the digest of the page above; of the first of a path b"", and only there the salt counts. tokens:
     little-endian int32. contents: (index in these tokens, bytes).
     """
-    head = _pack((salt, list(contents)) if not before else (None, list(contents)))  # says where it ends
+    head = _pack((None if before else salt, contents)) if contents or not before else _PLAIN
     return hashlib.sha256((before or _ROOT) + head + tokens).digest()
 
 
@@ -143,9 +144,7 @@ class Announcer:
         self._medium = medium
         self._pages: dict[int, bytes] = {}
         self._states: dict[int, bytes] = {}  # by slot
-        self._alike: Counter[bytes] = (
-            Counter()
-        )  # pages by digest: with lookahead two may have the same tokens
+        self._alike: Counter[bytes] = Counter()  # pages by digest; with lookahead, two may be alike
 
     def announce(self, events: Iterable[Event]) -> list[WireEvent]:
         """The same in the words of the wire, in order. O(tokens)."""

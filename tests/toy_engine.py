@@ -135,7 +135,7 @@ class ToyEngine:
             read = step.read_slot
         before = int(self.state[read, 0]) if read >= 0 else 0
         before = before or 1  # a zeroed state stands for no tokens
-        table = torch.from_numpy(lease.pages).long()
+        table = torch.tensor(lease.pages).long()
         context = self.kv[table].flatten(0, 1)[: step.begin, 0].tolist()
         if context != run_model(tokens[: step.begin]) or before != ([1, *context])[-1]:
             raise AssertionError(f"{step} starts from {before} after {context}")

@@ -66,6 +66,25 @@ def test_tokens(unchanged: Driver, call: str, tokens: object, error: type[Except
         getattr(unchanged.cache, call)(tokens)
 
 
+@pytest.mark.parametrize(("tokens", "error", "message"), BAD_TOKENS)
+def test_tokens_of_a_commit_and_of_a_transcript(tokens: object, error: type[Exception], message: str) -> None:
+    """These are new to the tree: nothing but the look at each of them refuses what is no id."""
+    driver = Driver()
+    lease = driver.cache.reserve([1, 2, 3], max_new_tokens=8)
+    assert lease is not None
+    driver.prefill(lease)
+    assert lease.launch(3) is not None
+    driver.apply()
+    transcript = driver.cache.transcript()
+    transcript.extend([7, 8])
+    for call in (lease.commit, transcript.extend):
+        with pytest.raises(error, match="^" + message.replace("(", r"\(")):
+            call(tokens)
+    assert lease.committed == 3 and transcript.tokens.tolist() == [7, 8]
+    lease.commit([4, 5, 6])
+    driver.cache.check()
+
+
 @pytest.mark.parametrize(
     "tokens",
     [

@@ -46,7 +46,7 @@ MORE_TESTS = (
 )
 FIRST_SEED, FIRST_WALKS, WALKS, STEPS = 500_000, 8, 80, 150
 START, NOTHING = "start", "nothing"
-LIMIT_S, LIMIT_BYTES = 120.0, 12 << 30
+LIMIT_S, LIMIT_BYTES = 240.0, 12 << 30
 
 
 class Result(NamedTuple):

@@ -5,10 +5,10 @@ Owns the bounds. Reads rows as `data_plane` makes them; measures nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.gpu_clock import Ceilings
+from benchmarks.tables import table
 
 Rows = list[dict[str, Any]]
 OURS, PER_LAYER, LAYER_MAJOR = "ours", "per layer", "layer-major"
@@ -24,20 +24,6 @@ def heading(about: dict[str, Any], limits: Ceilings, nbytes: int) -> str:
     )
     lines.append(f"pinned host copies {down}, {up}")
     return "\n".join(lines) + "\n"
-
-
-def table(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    out = []
-    for number, line in enumerate(lines):
-        cells = [
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        out.append("| " + " | ".join(cells) + " |")
-        if number == 0:
-            out.append("|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(out) + "\n"
 
 
 def us(value: float | None) -> str:

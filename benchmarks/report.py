@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from benchmarks.tables import table
 
 Rows = list[dict[str, Any]]
 # (peer, its operation, ours): what an engine asks of either at the same moment.
@@ -80,20 +82,6 @@ def grid(title: str, rows: Rows, caches: str) -> str:
             cells.append(f"{microseconds(row['median_us'])} / {microseconds(row['p99_us'])}" if row else "")
         lines.append([operation, *cells])
     return f"{title}\n{table(lines)}" if operations else ""
-
-
-def table(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    out = []
-    for number, line in enumerate(lines):
-        cells = [
-            cell.rjust(width) if at else cell.ljust(width)
-            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        out.append("| " + " | ".join(cells) + " |")
-        if number == 0:
-            out.append("|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(out) + "\n"
 
 
 def ratios(rows: Rows, peers: dict[str, Any]) -> str:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from benchmarks.data_plane_report import _bound, bounds_table, table
+from benchmarks.data_plane_report import _bound, bounds_table
+from benchmarks.tables import table
 
 __all__ = ["bounds", "bounds_table", "heading", "inner", "plot", "talks", "turns"]
 

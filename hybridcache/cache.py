@@ -184,7 +184,7 @@ class Lease:
         keep: how much will come back: "all", "prompt" (the output will not), "nothing". discard: publish
         nothing, since a copy or a forward failed. The state at `committed` joins the tree if it still exists.
         now, expected_return: the caller's clock, and how long until the conversation is back, in one unit of
-        its choice (milliseconds): hints to the default policy. O(pages + log n).
+        its choice (milliseconds): hints to the default policy. O(new pages + log n).
         """
         if not isinstance(keep, str) or keep not in _KEEP:
             raise ValueError(f"keep: {keep!r}, expected one of {sorted(_KEEP)}")

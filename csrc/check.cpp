@@ -276,7 +276,8 @@ void Checker::print_node(std::string& out, const Node& node, int indent) const {
     out += std::string(" * ") + name(checkpoint.kind) + " slot " + text(checkpoint.slot);
     if (checkpoint.tail != kNone) out += " tail " + text(checkpoint.tail);
     out += " tick " + text(static_cast<std::int64_t>(checkpoint.tick)) + (checkpoint.superseded ? " superseded" : "");
-    if (checkpoint.placed && cache_.keeps_history()) out += " worth " + std::to_string(checkpoint.place.first);
+    if (const auto& order = cache_.eviction_.order(); order.holds(node) && cache_.keeps_history())
+      out += " worth " + std::to_string(order.key(node).first);
     if (checkpoint.pins > 0) out += " pinned " + text(checkpoint.pins);
   }
   out += "\n";

@@ -55,25 +55,21 @@ Worth Eviction::limit(Kind kind) const {
 // ---------------------------------------------------------------- the order
 
 void Eviction::drop(Node& node) {
-  auto& checkpoint = *node.checkpoint;
-  if (!checkpoint.placed) return;
-  order_.erase(checkpoint.place);
-  leaves_.erase(checkpoint.place);
-  checkpoint.placed = false;
+  order_.strike(node);
+  leaves_.strike(node);
 }
 
 void Eviction::place(Node& node) {
-  drop(node);
-  auto& checkpoint = *node.checkpoint;
+  const auto& checkpoint = *node.checkpoint;
   if (checkpoint.pins > 0) {
+    drop(node);
     if (checkpoint.record != nullptr) history_.give(checkpoint.record, 0);
     return;
   }
-  checkpoint.place = {worth(node), checkpoint.tick};
-  checkpoint.placed = true;
-  order_.emplace(checkpoint.place, &node);
-  if (node.children.empty()) leaves_.emplace(checkpoint.place, &node);
-  if (checkpoint.record != nullptr) share(node, checkpoint.place.first);
+  const Heap::Key key = {worth(node), checkpoint.tick};
+  order_.put(node, key);
+  node.children.empty() ? leaves_.put(node, key) : leaves_.strike(node);
+  if (checkpoint.record != nullptr) share(node, key.first);
 }
 
 // A checkpoint that may leave soon gives a share of its index to the one that its followers would fall back to.
@@ -87,7 +83,7 @@ void Eviction::share(Node& node, Worth worth) {
 }
 
 void Eviction::worth_changed(Node& node) {
-  if (node.checkpoint && node.checkpoint->placed) place(node);
+  if (node.checkpoint && order_.holds(node)) place(node);
 }
 
 void Eviction::joined(Node& node) {
@@ -110,7 +106,7 @@ void Eviction::place_below(Node& node) {
     Node* below = left.back();
     left.pop_back();
     if (below->checkpoint) {
-      if (below->checkpoint->placed) place(*below);
+      if (order_.holds(*below)) place(*below);
       continue;
     }
     for (const auto& [first, child] : below->children) left.push_back(child);
@@ -121,7 +117,7 @@ Node* Eviction::lowest(Worth limit, bool leaf_first) const {
   if (options_.policy == Policy::marconi && limit == kAny) return least_by_score();
   for (const auto* order : {&leaves_, &order_}) {
     if (order == &leaves_ && !leaf_first) continue;
-    if (!order->empty() && order->begin()->first.first < limit) return order->begin()->second;
+    if (const auto* least = order->first(); least != nullptr && least->key.first < limit) return least->node;
   }
   return nullptr;
 }
@@ -129,23 +125,23 @@ Node* Eviction::lowest(Worth limit, bool leaf_first) const {
 // Both parts scaled to [0, 2**16] over those that may leave: they have at most one child.
 Node* Eviction::least_by_score() const {
   std::uint64_t newest = 0, oldest = UINT64_MAX, most = 1;
-  for (const auto& [key, node] : order_) {
+  for (const auto& [key, node] : order_.entries()) {
     newest = std::max(newest, key.second);
     oldest = std::min(oldest, key.second);
     most = std::max(most, density(*node, 1));
   }
   Node* least = nullptr;
-  unsigned __int128 lowest = 0;
-  for (const auto& [key, node] : order_) {
+  std::pair<unsigned __int128, std::uint64_t> lowest;
+  for (const auto& [key, node] : order_.entries()) {
     if (node->children.size() > 1) continue;
     const auto recency = ((key.second - oldest) << 16) / std::max<std::uint64_t>(newest - oldest, 1);
     const auto efficiency = (static_cast<unsigned __int128>(density(*node, 1)) << 16) / most;
     const auto score = (static_cast<unsigned __int128>(recency) << 16) + efficiency * options_.marconi_alpha;
-    if (least != nullptr && score >= lowest) continue;
+    if (least != nullptr && lowest < std::pair(score, key.second)) continue;
     least = node;
-    lowest = score;
+    lowest = {score, key.second};
   }
-  return least != nullptr || order_.empty() ? least : order_.begin()->second;
+  return least != nullptr || order_.first() == nullptr ? least : order_.first()->node;
 }
 
 void Eviction::evict(Node* node) {
@@ -153,28 +149,29 @@ void Eviction::evict(Node* node) {
   evicted_[index(node->checkpoint->kind)].add();
   if (options_.policy == Policy::learned) {
     const auto weight = static_cast<__int128>(bytes(*node));
-    const auto change = static_cast<__int128>(node->checkpoint->place.first) - static_cast<__int128>(price_);
+    const auto change = static_cast<__int128>(order_.key(*node).first) - static_cast<__int128>(price_);
     price_ += static_cast<Worth>(change * weight / (weight + 32 * options_.slot_bytes));
   }
-  if (options_.policy == Policy::gdsf) inflation_ = node->checkpoint->place.first;
+  if (options_.policy == Policy::gdsf) inflation_ = order_.key(*node).first;
   tree_.detach(node);
 }
 
 std::vector<Node*> Eviction::all() const {
+  auto entries = order_.entries();
+  std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.key < b.key; });
   std::vector<Node*> nodes;
-  for (const auto& [key, node] : order_) nodes.push_back(node);
+  for (const auto& [key, node] : entries) nodes.push_back(node);
   return nodes;
 }
 
 bool Eviction::places(const Node& node) const {
   const auto& checkpoint = *node.checkpoint;
   const bool unpinned = checkpoint.pins == 0;
-  if (checkpoint.placed != unpinned) return false;
+  if (order_.holds(node) != unpinned || leaves_.holds(node) != (unpinned && node.children.empty())) return false;
   if (!unpinned) return true;
-  const auto it = order_.find(checkpoint.place);
-  const bool right = it != order_.end() && it->second == &node && checkpoint.place.second == checkpoint.tick &&
-                     checkpoint.place.first == worth(const_cast<Node&>(node));
-  return right && leaves_.contains(checkpoint.place) == node.children.empty();
+  const Heap::Key key = {worth(const_cast<Node&>(node)), checkpoint.tick};
+  if (!order_.is_right(node) || order_.key(node) != key) return false;
+  return !leaves_.holds(node) || (leaves_.is_right(node) && leaves_.key(node) == key);
 }
 
 }  // namespace hybridcache

@@ -8,17 +8,14 @@
 //   learned     (index + flow of the ghosts below) x tokens saved / bytes: history.h
 #pragma once
 
-#include <map>
-#include <utility>
 #include <vector>
 
+#include "heap.h"
 #include "history.h"
 #include "tree.h"
 #include "types.h"
 
 namespace hybridcache {
-
-using Worth = std::uint64_t;
 
 class Eviction : public CheckpointWatcher, public HistoryWatcher {
  public:
@@ -43,14 +40,14 @@ class Eviction : public CheckpointWatcher, public HistoryWatcher {
   Worth limit(Kind kind) const;
   void evict(Node* node);
   std::vector<Node*> all() const;  // in order
+  const Heap& order() const { return order_; }
 
-  std::int64_t unpinned() const { return static_cast<std::int64_t>(order_.size()); }
+  std::int64_t unpinned() const { return std::ssize(order_.entries()); }
   std::int64_t evicted(Kind kind) const { return evicted_[index(kind)].get(); }
   // check(): does the order hold `node` where it should?
   bool places(const Node& node) const;
 
  private:
-  using Key = std::pair<Worth, std::uint64_t>;  // (worth, tick): ticks are unique, so the order is total
   Worth worth(Node& node) const;
   std::uint64_t bytes(const Node& node) const;
   Worth density(const Node& node, std::uint64_t uses) const;
@@ -63,10 +60,10 @@ class Eviction : public CheckpointWatcher, public HistoryWatcher {
   const Options options_;
   Tree& tree_;
   History& history_;
-  std::map<Key, Node*> order_;
-  std::map<Key, Node*> leaves_;  // those of order_ whose node has no child
-  Worth inflation_ = 0;          // gdsf: the worth of what left last
-  Worth price_ = 0;              // learned: the worth of what left lately
+  Heap order_{&Checkpoint::in_order};
+  Heap leaves_{&Checkpoint::in_leaves};  // those of order_ whose node has no child
+  Worth inflation_ = 0;                  // gdsf: the worth of what left last
+  Worth price_ = 0;                      // learned: the worth of what left lately
   Counter evicted_[kKinds];
 };
 

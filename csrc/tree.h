@@ -39,9 +39,8 @@ struct Checkpoint {
   Record* record = nullptr;  // its history, if one is kept
   std::uint64_t uses = 0;    // restores
   // Kept by the order of eviction:
-  bool placed = false;
-  std::pair<std::uint64_t, std::uint64_t> place{0, 0};  // (worth, tick)
-  std::uint64_t base = 0, based_on = 0;                 // GDSF: the inflation at the touch of that tick
+  std::int32_t in_order = -1, in_leaves = -1;  // its places in heap.h
+  std::uint64_t base = 0, based_on = 0;        // GDSF: the inflation at the touch of that tick
 };
 
 struct Node {

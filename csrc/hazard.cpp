@@ -101,18 +101,28 @@ int Hazards::quarters(int bucket, std::int64_t age) {
   return static_cast<int>(std::min<std::int64_t>((age - first) * 4 / width, 3));
 }
 
-std::int64_t Hazards::next_look(int bucket, std::int64_t age) {
+std::int64_t Hazards::next_look(const Class& which, int bucket, std::int64_t age, std::int64_t now) {
   const auto first = first_age(bucket), width = first_age(bucket + 1) - first;
-  return first + ((quarters(bucket, age) + 1) * width + 3) / 4;
+  Table& leaf = fresh_leaf(which, now);
+  const bool steep = index(leaf, bucket + 1, 0) > 2 * index(leaf, bucket, 0);
+  return first + (steep ? ((quarters(bucket, age) + 1) * width + 3) / 4 : width);
 }
 
-Rate Hazards::index(const Class& which, int bucket, std::int64_t age, std::int64_t now) {
+Hazards::Table& Hazards::fresh_leaf(const Class& which, std::int64_t now) {
   Table& leaf = this->leaf(which);
   if (leaf.refreshed < 0 || now - leaf.refreshed >= std::clamp<std::int64_t>(now / kEarly, 1, kRefresh)) {
     refresh(leaf, which.kind);
     leaf.refreshed = now;
   }
-  const int behind = quarters(bucket, age), at = 4 * bucket + behind;
+  return leaf;
+}
+
+Rate Hazards::index(const Class& which, int bucket, std::int64_t age, std::int64_t now) {
+  return index(fresh_leaf(which, now), bucket, quarters(bucket, age));
+}
+
+Rate Hazards::index(Table& leaf, int bucket, int behind) {
+  const int at = 4 * bucket + behind;
   if (leaf.indexed[at] == leaf.refreshed + 1) return leaf.index[at];
   leaf.indexed[at] = leaf.refreshed + 1;
   return leaf.index[at] = best_rate(leaf.hazard, bucket, behind);

@@ -54,8 +54,9 @@ class Hazards {
 
   // At an age of this bucket, as of the last refresh (kRefresh).
   Rate index(const Class& which, int bucket, std::int64_t age, std::int64_t now);
-  // The age at which an index is another again: it changes with each quarter of a bucket.
-  static std::int64_t next_look(int bucket, std::int64_t age);
+  // The age at which an index is looked up again: that of the next bucket, or where it more than doubles within this
+  // one, of its next quarter. REQUIRES: not the last bucket.
+  std::int64_t next_look(const Class& which, int bucket, std::int64_t age, std::int64_t now);
 
  private:
   // Hazards are computed anew after so many requests; in the beginning, after one in kEarly of those seen.
@@ -80,7 +81,9 @@ class Hazards {
   };
 
   Table& leaf(const Class& which);
+  Table& fresh_leaf(const Class& which, std::int64_t now);
   void refresh(Table& leaf, Kind kind);
+  Rate index(Table& leaf, int bucket, int behind);
   static int quarters(int bucket, std::int64_t age);
   Rate best_rate(const std::array<std::uint64_t, kBuckets>& hazard, int bucket, int behind) const;
 

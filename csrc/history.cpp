@@ -182,7 +182,8 @@ void History::schedule(Record* record) {
   if (record->bucket + 1 < Hazards::kBuckets) {
     const auto age = now_ - record->opened;
     const auto look =
-        record->node == nullptr ? Hazards::first_age(record->bucket + 1) : Hazards::next_look(record->bucket, age);
+        record->node == nullptr ? Hazards::first_age(record->bucket + 1)
+                                : hazards_.next_look(record->which, record->bucket, age, now_);
     due = std::min(due, record->opened + look);
   }
   calendar_.move(record->due, now_, due);

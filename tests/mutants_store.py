@@ -187,7 +187,7 @@ old_worth_of_what_is_below: dangling-order wrong-victim
 -   place_below(node);
 +   place(node);
 no_fallback_while_away: wrong-victim
--   if (checkpoint.record != nullptr) share(node, checkpoint.place.first);
+-   if (checkpoint.record != nullptr) share(node, key.first);
 share_of_what_is_sure_to_stay: wrong-victim
 - * ratio >> 8
 +
@@ -196,20 +196,50 @@ everyone_gives_a_share: wrong-victim
 + true ? (
 pinned_can_leave: I5
 -   if (checkpoint.pins > 0) {
+-     drop(node);
 -     if (checkpoint.record != nullptr) history_.give(checkpoint.record, 0);
 -     return;
 -   }
 newest_leaves: wrong-victim
-- order->begin()->first.first < limit) return order->begin()->second;
-+ order->begin()->first.first < limit) return order->rbegin()->second;
+- least->key.first < limit) return least->node;
++ least->key.first < limit) return order->entries().back().node;
 rank_limit_ignored: wrong-victim
-- if (!order->empty() && order->begin()->first.first < limit)
-+ if (!order->empty())
+- least != nullptr && least->key.first < limit)
++ least != nullptr)
 every_node_a_leaf: two-budgets dangling-order
-- if (node.children.empty()) leaves_
-+ leaves_
+- node.children.empty() ? leaves_.put(node, key) : leaves_.strike(node);
++ leaves_.put(node, key);
 old_place_kept: dangling-order
--   order_.erase(checkpoint.place);
+-   order_.strike(node);
+"""
+
+HEAP = r"""
+place_not_told: dangling-order
+-     at(*entry.node) = static_cast<std::int32_t>(i);
++     if (at(*entry.node) < 0) at(*entry.node) = static_cast<std::int32_t>(i);
+worth_more_stays_above: wrong-victim dangling-order
+-     entries_[i].key = key;
+-     less ? rise(i) : sink(i);
++     entries_[i].key = key;
++     rise(i);
+worth_less_stays_below: wrong-victim dangling-order
+-     entries_[i].key = key;
+-     less ? rise(i) : sink(i);
++     entries_[i].key = key;
++     sink(i);
+gap_filled_downwards_only: wrong-victim dangling-order
+-     entries_[i] = last;
+-     less ? rise(i) : sink(i);
++     entries_[i] = last;
++     sink(i);
+gap_filled_upwards_only: wrong-victim dangling-order
+-     entries_[i] = last;
+-     less ? rise(i) : sink(i);
++     entries_[i] = last;
++     rise(i);
+sinks_below_the_first_child: wrong-victim dangling-order
+- const auto least = std::min_element(
++ const auto least = std::max_element(
 """
 
 ADMISSION = r"""
@@ -293,5 +323,6 @@ FILES = {
     "csrc/tree.cpp": TREE,
     "csrc/journal.cpp": JOURNAL,
     "csrc/eviction.cpp": EVICTION,
+    "csrc/heap.h": HEAP,
     "csrc/admission.cpp": ADMISSION,
 }

@@ -39,11 +39,6 @@ def quarters(bucket: int, age: int) -> int:
     return min((age - first_age(bucket)) * 4 // WIDTHS[bucket], 3)
 
 
-def next_look(bucket: int, age: int) -> int:
-    """The age at which the next quarter of a bucket begins."""
-    return first_age(bucket) + -(-(quarters(bucket, age) + 1) * WIDTHS[bucket] // 4)
-
-
 def half_octave(value: int) -> int:
     """0, 1, 2, 3, 4-5, 6-7, 8-11, 12-15, ..."""
     bits = value.bit_length()
@@ -99,6 +94,12 @@ class Hazards:
         if at not in indices:
             indices[at] = best_rate(hazards, *at)
         return indices[at]
+
+    def next_look(self, which: Class, bucket: int, age: int, now: int) -> int:
+        """The age of the next bucket, or where the index more than doubles in this one, of its next quarter."""
+        here, after = (self.index(which, b, first_age(b), now) for b in (bucket, bucket + 1))
+        behind = quarters(bucket, age) + 1 if after > 2 * here else 4
+        return first_age(bucket) + -(-behind * WIDTHS[bucket] // 4)
 
     def learn(self, which: Class) -> list[int]:
         h = [PRIOR] * BUCKETS
@@ -329,10 +330,10 @@ class History:
         times = []
         if record.bucket < BUCKETS - 1:
             age = self.now - record.opened
-            ghost = record.checkpoint is None
-            times.append(
-                record.opened + (first_age(record.bucket + 1) if ghost else next_look(record.bucket, age))
-            )
+            look = first_age(record.bucket + 1)
+            if record.checkpoint is not None:
+                look = self.hazards.next_look(record.which, record.bucket, age, self.now)
+            times.append(record.opened + look)
         if record.hint == "returns":
             times.append(self.now + max(1, self.requests_until(record.returns) // 8))
         record.due = min(*times, self.now + FARTHEST) if times else None

@@ -21,6 +21,7 @@ LAYERS = [
     "hazard",
     "calendar",
     "history",
+    "heap",
     "eviction",
     "admission",
     "page_table",

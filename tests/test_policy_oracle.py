@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.oracle_policy import BUCKETS, ONE, Hazards, Record, best_rate, first_age, next_look, quarters
+from tests.oracle_policy import BUCKETS, ONE, Hazards, Record, best_rate, first_age, quarters
 from tests.policy_traffic import Pair, Traffic
 
 UNIT = 1 << 28  # one use a request
@@ -61,11 +61,19 @@ def test_classes() -> None:
     assert fresh.classify()[1] == 19
 
 
-def test_an_index_is_looked_up_in_quarters_of_a_bucket() -> None:
-    assert [next_look(bucket, age) for bucket, age in ((0, 0), (8, 8), (8, 9))] == [1, 9, 10]
-    assert [next_look(12, age) for age in range(16, 20)] == [17, 18, 19, 20]
+def test_an_index_is_looked_up_in_quarters_of_a_bucket_where_it_more_than_doubles() -> None:
     assert [quarters(16, age) for age in range(32, 40)] == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert next_look(16, 32) == 34 and next_look(16, 38) == 40
+    flat, steep = Hazards(), Hazards()
+    which = "turn_end", 0, 0
+    steep.index(which, 0, 0, 1)  # learns, at request 1; then what it learned is that all are used at age 40
+    steep.known[which][1][:] = [0] * 17 + [ONE] * (BUCKETS - 17)
+
+    def looks(hazards: Hazards, bucket: int, ages: range) -> list[int]:
+        return [hazards.next_look(which, bucket, age, 1) for age in ages]
+
+    assert looks(flat, 8, range(8, 10)) == [10, 10] and looks(flat, 16, range(32, 40)) == [40] * 8
+    assert looks(steep, 16, range(32, 40)) == [34, 34, 36, 36, 38, 38, 40, 40]
+    assert looks(steep, 12, range(16, 20)) == [20] * 4, "far from the spike"
 
 
 def test_of_what_nothing_is_known_about_a_prompt_end_in_130_is_used_at_each_age() -> None:

@@ -60,13 +60,15 @@ def measure_turns(recorder: Recorder, length: int, caches: Caches, repetitions: 
     """Every call of a turn at `length` tokens of cached context, with a memcmp of those tokens beside it."""
     cache, chains = conversations(length, repetitions)
     floors = [Memcmp(chain.tokens) for chain in chains]
-    for each in range(repetitions + len(chains)):
+    for each in range(repetitions):
+        which = each % len(chains)
+        compare(cache, chains[which], floors[which], Stopwatch(recorder, length, caches))
+    for each in range(repetitions + len(chains)):  # turns and nothing else: each finds the CPU's caches as turns leave them
         # The first turn of each conversation settles what the policy learns, and is not kept.
         keep = recorder if each >= len(chains) else Recorder()
-        clock = Stopwatch(keep, length, caches)
-        chain, floor = chains[each % len(chains)], floors[each % len(chains)]
-        compare(cache, chain, floor, clock)
-        turn(cache, chain, clock, wide=each % 4 == 0)
+        turn(cache, chains[each % len(chains)], Stopwatch(keep, length, caches))
+    for each in range(repetitions):
+        reserve_wide(cache, chains[each % len(chains)], Stopwatch(recorder, length, caches))
 
 
 def conversations(length: int, repetitions: int) -> tuple[Any, list[Chain]]:
@@ -93,16 +95,20 @@ def compare(cache: HybridCache, chain: Chain, floor: Memcmp, clock: Stopwatch) -
         clock(operation, call)
 
 
-def turn(cache: HybridCache, chain: Chain, clock: Stopwatch, *, wide: bool) -> None:
-    """reserve (wide: of int64), prefill of 832, decode steps, close."""
-    prompt = chain.prompt().astype(np.int64) if wide else chain.prompt()
+def turn(cache: HybridCache, chain: Chain, clock: Stopwatch) -> None:
+    """reserve, prefill of 832, decode steps, close."""
+    prompt = chain.prompt()
     cache.match(prompt)
-    operation = "reserve int64" if wide else "reserve"
     clock.total = 0
-    lease = clock(operation, lambda: reserve(cache, prompt, max_new_tokens=64))
-    total = clock.total + rest_of_turn(chain, cache, lease, clock)
-    if not wide:
-        clock.add("turn", total)
+    lease = clock("reserve", lambda: reserve(cache, prompt, max_new_tokens=64))
+    clock.add("turn", clock.total + rest_of_turn(chain, cache, lease, clock))
+
+
+def reserve_wide(cache: HybridCache, chain: Chain, clock: Stopwatch) -> None:
+    """reserve of the same prompt as int64; nothing is computed."""
+    prompt = chain.prompt().astype(np.int64)
+    cache.match(prompt)
+    clock("reserve int64", lambda: reserve(cache, prompt, max_new_tokens=64)).close(discard=True)
 
 
 def rest_of_turn(chain: Chain, cache: HybridCache, lease: Lease, clock: Stopwatch) -> int:

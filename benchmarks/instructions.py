@@ -16,7 +16,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 BASELINE = Path(__file__).with_suffix(".json")
@@ -66,12 +66,18 @@ def operations(program: Path) -> list[str]:
     return subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines()
 
 
-def count(program: Path, operation: str, repetitions: int = REPETITIONS) -> float:
-    """Instructions of one operation."""
+class Count(NamedTuple):
+    """Of one operation."""
+
+    instructions: float
+    allocations: float
+
+
+def count(program: Path, operation: str, repetitions: int = REPETITIONS) -> Count:
     tool = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*measured*"]
     command = [*tool, str(program), operation, str(repetitions)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return collected(done.stderr) / repetitions
+    return Count(collected(done.stderr) / repetitions, int(done.stdout.split()[-1]) / repetitions)
 
 
 def collected(output: str) -> int:
@@ -83,8 +89,10 @@ def collected(output: str) -> int:
 
 def count_all() -> dict[str, Any]:
     program = build(ROOT / "build" / "instructions")
-    counts = {operation: round(count(program, operation)) for operation in operations(program)}
-    return {"compiler": compiler_version(), "instructions": counts}
+    counts = {operation: count(program, operation) for operation in operations(program)}
+    instructions = {operation: round(each.instructions) for operation, each in counts.items()}
+    allocations = {operation: round(each.allocations, 2) for operation, each in counts.items()}
+    return {"compiler": compiler_version(), "instructions": instructions, "allocations": allocations}
 
 
 def regressions(measured: dict[str, Any], baseline: dict[str, Any]) -> list[str]:
@@ -110,7 +118,7 @@ def main() -> None:
     for each, number in measured["instructions"].items():
         before = baseline["instructions"].get(each) if baseline else None
         change = f"{number / before - 1:+8.1%}" if before else ""
-        print(f"{each:35} {number:10,} {change}")
+        print(f"{each:35} {number:10,} {change:8} {measured['allocations'][each]:8.1f} allocations")
     if options.update:
         BASELINE.write_text(json.dumps(measured, indent=1) + "\n")
     elif baseline is None or (wrong := regressions(measured, baseline)):

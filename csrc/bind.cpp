@@ -109,7 +109,7 @@ void fill_row(SlotId* row, py::ssize_t columns, const std::vector<SlotId>& sever
   std::copy(several.begin(), several.end(), row);
 }
 
-py::tuple to_tuple(const std::vector<std::optional<Step>>& steps, std::int64_t draft_tokens) {
+py::tuple to_tuple(std::span<const std::optional<Step>> steps, std::int64_t draft_tokens) {
   const auto count = static_cast<py::ssize_t>(steps.size());
   const auto columns = static_cast<py::ssize_t>(draft_tokens + 1);
   py::array_t<bool> ready(count);

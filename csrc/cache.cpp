@@ -218,6 +218,7 @@ void Cache::take_pages(Lease& lease, Position pages) {
 
 void Cache::keep_tokens(Lease& lease, const Prompt& prompt) {
   const auto start = lease.course.start;
+  lease.tokens.reserve(lease.capacity(paging().page_size) - start);
   lease.tokens.assign(prompt.tokens.begin() + start, prompt.tokens.end());
   if (prompt.transcript != nullptr && prompt.transcript->has_content) {
     contents_.acquire(lease.tokens);

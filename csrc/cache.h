@@ -8,7 +8,6 @@
 // changed; InvariantError is ours.
 #pragma once
 
-#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -63,9 +62,9 @@ class Cache {
 
   // One step of at most counts[i] tokens for each lease; nullopt where there is no room. A caller's mistake refuses the
   // whole batch. rows[i] > 0: a verify step, which leaves as many states in slots of its own; rows may be empty, or
-  // hold kDefaultRows: one for each token of a short decode step if there may be drafts.
-  std::vector<std::optional<Step>> launch(std::span<const LeaseId> leases, std::span<const Position> counts,
-                                          std::span<const std::int64_t> rows);
+  // hold kDefaultRows: one for each token of a short decode step if there may be drafts. Valid until the next launch.
+  std::span<const std::optional<Step>> launch(std::span<const LeaseId> leases, std::span<const Position> counts,
+                                              std::span<const std::int64_t> rows);
 
   // What the launched steps need copied and zeroed. REQUIRES: at most run_ahead plans pending. It stays pending until
   // applied(), in order.
@@ -136,7 +135,7 @@ class Cache {
   void check_breakpoints(const std::vector<Position>& breakpoints, Position last) const;
   Match to_match(const Walk& walk, Position length) const;
   Lease& open_lease(LeaseId id);
-  std::vector<Lease*> batch(std::span<const LeaseId> ids);  // each once
+  const std::vector<Lease*>& batch(std::span<const LeaseId> ids);  // each once
   Lease& add_lease(std::unique_ptr<Lease> lease);
   std::optional<Node*> make_room_to_resume(const std::string& salt, Node* deepest, Position pages);
   void resume(Lease& lease, Node* node, Position pages, const Transcript* transcript = nullptr);
@@ -201,10 +200,14 @@ class Cache {
   std::int64_t next_plan_ = 1;
   std::int64_t batch_ = 0;
   std::int64_t applied_ = 0;       // the number of the last applied plan
-  std::deque<Plan> pending_;       // collected and not yet applied, oldest first
+  std::vector<Plan> pending_;      // collected and not yet applied, oldest first
   std::int64_t open_steps_ = 0;    // of leases that are not closed
   std::vector<LeaseId> launched_;  // since the last plan, in launch order
   Counters counters_;
+  // Of the batch at hand, kept for their memory: a decode step allocates none.
+  std::vector<Lease*> batch_leases_;
+  std::vector<std::int64_t> batch_numbers_;  // launch: rows of each; commit: tokens of each
+  std::vector<std::optional<Step>> batch_steps_;
 };
 
 }  // namespace hybridcache

@@ -20,17 +20,16 @@ void check_one_each(const char* name, std::size_t given, std::size_t leases) {
 }
 }  // namespace
 
-std::vector<Lease*> Cache::batch(std::span<const LeaseId> ids) {
-  std::vector<Lease*> leases;
-  leases.reserve(ids.size());
+const std::vector<Lease*>& Cache::batch(std::span<const LeaseId> ids) {
+  batch_leases_.clear();
   ++batch_;
   for (const LeaseId id : ids) {
     Lease& lease = open_lease(id);
     if (std::exchange(lease.batch, batch_) == batch_)
       throw std::invalid_argument("leases: number " + text(id) + " appears twice, expected each at most once");
-    leases.push_back(&lease);
+    batch_leases_.push_back(&lease);
   }
-  return leases;
+  return batch_leases_;
 }
 
 // ---------------------------------------------------------------- launch
@@ -60,17 +59,19 @@ void Cache::check_launch(const Lease& lease, Position count, std::int64_t rows) 
   }
 }
 
-std::vector<std::optional<Step>> Cache::launch(std::span<const LeaseId> ids, std::span<const Position> counts,
-                                               std::span<const std::int64_t> rows) {
+std::span<const std::optional<Step>> Cache::launch(std::span<const LeaseId> ids, std::span<const Position> counts,
+                                                   std::span<const std::int64_t> rows) {
   check_one_each("counts", counts.size(), ids.size());
   if (!rows.empty()) check_one_each("rows", rows.size(), ids.size());
-  const auto leases = batch(ids);
-  std::vector<std::int64_t> resolved(ids.size());
+  const auto& leases = batch(ids);
+  auto& resolved = batch_numbers_;
+  resolved.resize(ids.size());
   for (std::size_t i = 0; i < leases.size(); ++i) {
     resolved[i] = rows_of(*leases[i], counts[i], rows.empty() ? kDefaultRows : rows[i]);
     check_launch(*leases[i], counts[i], resolved[i]);
   }
-  std::vector<std::optional<Step>> steps(ids.size());
+  auto& steps = batch_steps_;
+  steps.resize(ids.size());
   for (std::size_t i = 0; i < leases.size(); ++i) {
     Lease& lease = *leases[i];
     steps[i] = resolved[i] > 0 ? launch_verify(lease, counts[i], resolved[i]) : launch_one(lease, counts[i]);
@@ -204,7 +205,7 @@ void Cache::applied(std::int64_t plan) {
                      " first: plans are applied in order");
   }
   applied_ = plan;
-  pending_.pop_front();
+  pending_.erase(pending_.begin());
   digest_.mix(kApplied, plan);
   end_rests();
 }
@@ -223,8 +224,9 @@ void Cache::check_commit(const Lease& lease) const {
 void Cache::commit(std::span<const LeaseId> ids, std::span<const Token> tokens,
                    std::optional<std::span<const std::int64_t>> counts) {
   if (counts) check_one_each("counts", counts->size(), ids.size());
-  const auto leases = batch(ids);
-  std::vector<std::int64_t> due(ids.size());
+  const auto& leases = batch(ids);
+  auto& due = batch_numbers_;
+  due.resize(ids.size());
   for (std::size_t i = 0; i < leases.size(); ++i) {
     const Lease& lease = *leases[i];
     check_commit(lease);

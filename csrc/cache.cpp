@@ -212,8 +212,7 @@ std::optional<LeaseId> Cache::fork(LeaseId id) {
   const bool publishes = !parent.fresh && (source == nullptr || !source->checkpoint);
   const auto pages = static_cast<Position>(parent.pages.size());
   if (!publishes && at > 0) tree_.pin_checkpoint(source);
-  if (!admission_.make_room({1 + publishes, pages - paging().whole(at)}, publishes ? nullptr : source,
-                            Cause::fork)) {
+  if (!admission_.make_room({1 + publishes, pages - paging().whole(at)}, publishes ? nullptr : source, Cause::fork)) {
     if (!publishes && at > 0) tree_.unpin_checkpoint(source);
     return std::nullopt;
   }

@@ -50,7 +50,7 @@ struct Record {
   Position depth = 0;
   Node* node = nullptr;  // whose checkpoint stands here; null: a ghost
   Left left;
-  int pins = 0;          // leases that go on from here
+  int pins = 0;  // leases that go on from here
 
   Kind kind = Kind::fork;
   std::int64_t uses = 0;
@@ -108,7 +108,8 @@ class History {
   History(const History&) = delete;
   void watch(HistoryWatcher* watcher) { watcher_ = watcher; }
 
-  // Of a prompt that resumes at `start` (null: from nothing) and goes on with `rest`. One memcmp pass over what is known.
+  // Of a prompt that resumes at `start` (null: from nothing) and goes on with `rest`. One memcmp pass over what is
+  // known.
   Reach reach(const std::string& salt, Record* start, std::span<const Token> rest) const;
   // The boundary whose checkpoint has left. REQUIRES: reach.left.
   Missed missed(const Reach& reach) const;

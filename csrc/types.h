@@ -47,8 +47,8 @@ constexpr const char* name(Reason reason) {
   return kReasonNames[index(reason)];
 }
 
-// How a boundary that would have helped came to be missed: what its checkpoint left for, or that none was made there, or
-// that it was given up at the reserve itself. The order is the one in which counters are printed.
+// How a boundary that would have helped came to be missed: what its checkpoint left for, that none was made there, or
+// that the reserve itself gave it up. The order is the one in which counters are printed.
 enum class Cause : std::uint8_t { never_made, reserve, launch, fork, checkpoint, cap, clear, taken_back, no_room };
 constexpr int kCauses = 9;
 constexpr const char* kCauseNames[kCauses] = {"never_made", "reserve", "launch",     "fork",   "checkpoint",

@@ -109,16 +109,17 @@ class Match(NamedTuple):
     missed: Missed | None = None
 
     @classmethod
-    def of(cls, fields: tuple[int, int, str, bool, tuple[Any, ...] | None]) -> Match:
+    def of(cls, fields: tuple[int, int, Any, bool, tuple[Any, ...] | None]) -> Match:
         """From the core's plain values."""
-        *known, missed = fields
-        return cls(*known, None if missed is None else Missed(*missed))  # type: ignore[arg-type]
+        length, kv_length, reason, diverged, left = fields
+        missed = None if left is None else Missed(*left)
+        return cls(length, kv_length, reason, diverged, missed)
 
     def explain(self) -> str:
         """Why no more could be skipped, in one line of words.
 
-        >>> Match(1024, 3000, "no_checkpoint", True, Missed(2999, "turn_end", "reserve", 12, None)).explain()
-        'resumes at 1,024, KV is known to 3,000 (no_checkpoint); 1,975 more by a turn_end at 2,999: it left 12 requests ago to make room for a request'
+        >>> print(Match(0, 30, "no_checkpoint", True, Missed(30, None, "never_made", None, None)).explain())
+        resumes at 0, KV is known to 30 (no_checkpoint); 30 more by a state at 30: none was ever made there
         """
         text = f"resumes at {self.length:,}, KV is known to {self.kv_length:,} ({self.reason})"
         if self.missed is None:

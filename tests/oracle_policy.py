@@ -330,7 +330,7 @@ class History:
 
     def deepest_left(self, salt: bytes, path: tuple[Symbol, ...], beyond: int) -> Record | None:
         """Of the boundaries beyond a position, those of the whole path aside, that a checkpoint has left."""
-        depths = sorted((d for d, n in self.depths[salt].items() if n and beyond < d < len(path)), reverse=True)
+        depths = sorted((d for d in self.depths[salt] if beyond < d < len(path)), reverse=True)
         found = (self.records.get((salt, path[:depth])) for depth in depths)
         return next((record for record in found if record and record.left), None)
 

@@ -135,6 +135,18 @@ def test_what_a_request_gives_up_for_want_of_room() -> None:
     assert missed_tokens(driver) == {"no_room": 4 - lease.start}
 
 
+def test_a_launch_takes_its_own_boundary_back_and_another_leaves_for_it() -> None:
+    driver = learned(slabs=10, pages_per_slab=1, page_size=1)
+    driver.turn([9])
+    lease = driver.cache.reserve([1, 2, 3])
+    assert lease is not None
+    driver.prefill(lease)
+    assert driver.cache.match([1, 2, 3, 4]).length == 3
+    assert lease.launch(6) is not None, "room for three, and three slabs more"
+    assert driver.cache.match([1, 2, 3, 4]).missed == Missed(3, "prompt_end", "taken_back", 0, None)
+    assert driver.cache.match([9, 8]).missed == Missed(1, "prompt_end", "launch", 0, None)
+
+
 def test_images_are_told_apart() -> None:
     driver = learned()
     prompt = list(range(40))

@@ -55,7 +55,8 @@ class Cache {
 
   explicit Cache(const Options& options);
 
-  // How far the prompt is known and how far it could resume. Changes nothing (I9). One memcmp pass over the tokens.
+  // How far the prompt is known and how far it could resume, and what would have helped. Changes nothing (I9). One
+  // memcmp pass over the tokens, and with a history one over what it remembers beyond the hit.
   Match match(const Prompt& prompt) const;
 
   // A lease on the prompt, all of its pages taken; nullopt: no room now. Throws if an empty arena could not hold it.

@@ -280,9 +280,9 @@ class HybridCache:
         self.geometry = arena_geometry(options, self._core)
 
     def match(self, tokens: Tokens, *, salt: bytes = b"", content_keys: ContentKeys = ()) -> Match:
-        """How far `tokens` are known and could be resumed, and what was missed. Changes nothing (I9). One memcmp
-        pass over the tokens, or for a transcript over what is new in it; the default policy adds one over
-        what it remembers beyond the hit.
+        """How far `tokens` are known and could be resumed, and what was missed. Changes nothing (I9). One
+        memcmp pass over the tokens, or for a transcript over what is new in it; the default policy adds one
+        over what it remembers beyond the hit.
 
         tokens: int32 or int64 [L], L >= 1, ids in [0, 2**31), or a Transcript, without salt and content_keys
         beside it, which it has. salt: the namespace. content_keys: (position,

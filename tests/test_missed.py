@@ -233,6 +233,7 @@ def test_one_line_a_request_at_debug_level(caplog: pytest.LogCaptureFixture) -> 
     driver = learned(slabs=24)
     driver.turn(tokens(30))
     driver.cache.clear()
+    caplog.clear()
     with caplog.at_level(logging.DEBUG, logger="hybridcache"):
         driver.turn(tokens(40))
         lease = driver.cache.reserve(tokens(60, seed=9))
@@ -249,15 +250,14 @@ def test_one_line_a_request_at_debug_level(caplog: pytest.LogCaptureFixture) -> 
     assert lease is not None and {record.levelname for record in caplog.records} == {"DEBUG"}
 
 
-def test_a_line_that_nobody_reads_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_nobody_reads_is_not_made(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def refuse(self: Match) -> str:
         raise AssertionError("made")
 
     monkeypatch.setattr(Match, "explain", refuse)
-    driver = learned()
-    with_level = logging.getLogger("hybridcache")
-    monkeypatch.setattr(with_level, "level", logging.INFO)
-    with_level.manager._clear_cache()  # type: ignore[attr-defined]
-    driver.turn(tokens(30))
-    monkeypatch.undo()
-    with_level.manager._clear_cache()  # type: ignore[attr-defined]
+    with caplog.at_level(logging.INFO, logger="hybridcache"):
+        learned().turn(tokens(30))
+    with caplog.at_level(logging.DEBUG, logger="hybridcache"), pytest.raises(AssertionError, match="made"):
+        learned().turn(tokens(30))

@@ -4,24 +4,24 @@
 
 namespace hybridcache {
 
-bool Admission::make_room(const Need& need, const Node* held) {
-  return feasible(need, held) && evict_until(need, Eviction::kAny);
+bool Admission::make_room(const Need& need, const Node* held, Cause why) {
+  return feasible(need, held) && evict_until(need, Eviction::kAny, why);
 }
 
 bool Admission::make_room_for(Kind kind, bool spare) {
-  return evict_until({1, 0}, spare ? Eviction::kNothing : eviction_.limit(kind));
+  return evict_until({1, 0}, spare ? Eviction::kNothing : eviction_.limit(kind), Cause::checkpoint);
 }
 
 bool Admission::has_room_for(Kind kind) const {
   return arena_.satisfies(1, 0) || eviction_.lowest(eviction_.limit(kind), false) != nullptr;
 }
 
-bool Admission::evict_until(const Need& need, Worth limit) {
+bool Admission::evict_until(const Need& need, Worth limit, Cause why) {
   while (!arena_.satisfies(need.slots, need.pages)) {
     const bool only_pages = arena_.fixed() && arena_.free_slots() >= need.slots;
     Node* node = eviction_.lowest(limit, only_pages);
     if (node == nullptr) return false;
-    eviction_.evict(node);
+    eviction_.evict(node, why);
   }
   return true;
 }

@@ -25,7 +25,7 @@ class Admission {
 
   // All or nothing: evicts in order until `need` is there; false, and nothing changed, if evicting everything unpinned
   // would not do. `held` is what the caller itself has pinned so far and nobody else knows of: its own hit is no room.
-  bool make_room(const Need& need, const Node* held);
+  bool make_room(const Need& need, const Node* held, Cause why);
   // Whether make_room(need) would succeed; slots = -1 asks as if one more slot were free.
   bool feasible(const Need& need, const Node* held) const;
   // A slot for a boundary: evicts only what `kind` may replace, nothing if it is to be made in spare room only.
@@ -35,7 +35,7 @@ class Admission {
 
  private:
   bool feasible_exactly(const Need& need, const Node* held) const;
-  bool evict_until(const Need& need, Worth limit);
+  bool evict_until(const Need& need, Worth limit, Cause why);
 
   Arena& arena_;
   Eviction& eviction_;

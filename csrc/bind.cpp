@@ -9,6 +9,7 @@
 
 #include "cache.h"
 #include "event_values.h"
+#include "match_values.h"
 #include "tokens.h"
 
 namespace py = pybind11;
@@ -77,10 +78,6 @@ py::array_t<std::int32_t> pairs(const std::vector<Copy>& copies) {
   py::array_t<std::int32_t> out({static_cast<py::ssize_t>(copies.size()), py::ssize_t{2}});
   std::copy_n(reinterpret_cast<const std::int32_t*>(copies.data()), 2 * copies.size(), out.mutable_data());
   return out;
-}
-
-py::tuple to_tuple(const Match& match) {
-  return py::make_tuple(match.length, match.kv_length, name(match.reason), match.ways > 0);
 }
 
 py::list inner(const Step& step) {
@@ -271,7 +268,12 @@ class Core {
     const Lease& lease = cache_.lease(id);
     return py::make_tuple(lease.course.start, lease.committed, lease.computed,
                           lease.capacity(cache_.options().paging.page_size), lease.course.prompt_length,
-                          lease.course.boundary, lease.extra_passes, lease.live, to_tuple(lease.match));
+                          lease.course.boundary, lease.extra_passes, lease.live);
+  }
+
+  py::tuple lease_match(LeaseId id) {
+    Door door(lock_);
+    return to_tuple(cache_.lease(id).match);
   }
 
   py::array_t<PageId> pages(LeaseId id) {
@@ -403,6 +405,7 @@ PYBIND11_MODULE(_core, module) {
       .def("close", &Core::close, py::arg("lease"), py::arg("keep"), py::arg("discard"), py::arg("now"),
            py::arg("expected_return"))
       .def("lease", &Core::lease, py::arg("lease"))
+      .def("lease_match", &Core::lease_match, py::arg("lease"))
       .def("pages", &Core::pages, py::arg("lease"))
       .def("pin", &Core::pin, py::arg("tokens"), py::arg("salt"), py::arg("content_keys"))
       .def("release", &Core::release, py::arg("pin"))

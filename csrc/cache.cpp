@@ -1,4 +1,4 @@
-// Requests come in and branch here: match, reserve, fork, pins. Their steps are in steps.cpp.
+// Requests come in and branch here: reserve, fork, pins. What they match is in match.cpp, their steps in steps.cpp.
 #include "cache.h"
 
 #include <algorithm>
@@ -46,71 +46,6 @@ Lease& Cache::open_lease(LeaseId id) {
   return const_cast<Lease&>(lease(id));
 }
 
-// ---------------------------------------------------------------- match
-
-void Cache::check_prompt(const Prompt& prompt) const {
-  const auto length = static_cast<Position>(prompt.tokens.size());
-  if (length == 0) refuse("tokens: empty, at least one token was expected");
-  check_keys(prompt.content_keys, 0, length);
-}
-
-void Cache::check_keys(std::span<const ContentKey> keys, Position first, Position end) const {
-  Position last = first - 1;
-  for (const auto& key : keys) {
-    if (key.position <= last || key.position >= end) {
-      refuse("content_keys: position " + text(key.position) + ", expected ascending positions in [" + text(first) +
-             ", " + text(end) + ")");
-    }
-    last = key.position;
-  }
-}
-
-// From a position on: ids below 0 are the content table's.
-void Cache::check_ids(const Prompt& prompt, Position from) const {
-  const auto tokens = prompt.tokens.subspan(from);
-  Token signs = 0;  // one vectorised pass; which one it was is looked up only for the message
-  for (const Token token : tokens) signs |= token;
-  if (signs >= 0) return;
-  const auto bad = std::find_if(tokens.begin(), tokens.end(), [](Token token) { return token < 0; });
-  refuse("tokens: " + text(*bad) + " at index " + text(&*bad - prompt.tokens.data()) + ", expected 0 <= token < 2**31");
-}
-
-// How far the prompt is known. Refuses ids that are none.
-Walk Cache::walk(const Prompt& prompt, Position limit) const {
-  if (prompt.transcript != nullptr) return transcripts_.walk(*prompt.transcript, limit);
-  const Node* root = tree_.find_root(prompt.salt);
-  if (contents_.size() == 0 && prompt.content_keys.empty()) {
-    const auto walk = tree_.walk(root, prompt.tokens, limit);
-    check_ids(prompt, walk.matched);  // what equals the tree's tokens is right
-    return walk;
-  }
-  check_ids(prompt, 0);
-  std::vector<Token> tokens(prompt.tokens.begin(), prompt.tokens.end());
-  for (const auto& key : prompt.content_keys) tokens[key.position] = contents_.find(tokens[key.position], key.content);
-  return tree_.walk(root, tokens, limit);
-}
-
-Match Cache::to_match(const Walk& walk, Position length) const {
-  const auto resumed = walk.resume == nullptr ? 0 : walk.resume->depth;
-  Reason reason = Reason::no_checkpoint;
-  if (walk.matched == 0) {
-    reason = Reason::cold;
-  } else if (resumed == length - 1) {
-    reason = Reason::complete;
-  } else if (walk.checkpoint_at_end) {
-    reason = Reason::remainder;
-  } else if (resumed == walk.matched) {
-    reason = Reason::unknown;
-  }
-  return {resumed, walk.matched, reason, walk.ways};
-}
-
-Match Cache::match(const Prompt& prompt) const {
-  check_prompt(prompt);
-  const auto length = static_cast<Position>(prompt.tokens.size());
-  return to_match(walk(prompt, length - 1), length);
-}
-
 // ---------------------------------------------------------------- reserve
 
 void Cache::check_breakpoints(const std::vector<Position>& breakpoints, Position last) const {
@@ -131,6 +66,7 @@ std::optional<LeaseId> Cache::reserve(const Prompt& prompt, const ReserveOptions
   }
   const auto walk = this->walk(prompt, length - 1);
   const auto match = to_match(walk, length);  // before anything leaves: walk.resume may
+  const auto best = walk.resume == nullptr ? Kind{} : walk.resume->checkpoint->kind;
   const auto node = make_room_to_resume(prompt.salt, walk.resume, pages);
   if (!node) {
     counters_.refused_reserves.add();
@@ -138,7 +74,6 @@ std::optional<LeaseId> Cache::reserve(const Prompt& prompt, const ReserveOptions
   }
   auto lease = std::make_unique<Lease>();
   lease->match = match;
-  if ((*node)->depth < match.length) lease->match = {(*node)->depth, match.kv_length, Reason::no_room, match.ways};
   lease->course.prompt_length = length;
   lease->course.branches = true;
   lease->course.resend = match.kv_length == length;
@@ -150,23 +85,37 @@ std::optional<LeaseId> Cache::reserve(const Prompt& prompt, const ReserveOptions
   }
   resume(*lease, *node, pages, prompt.transcript);
   keep_tokens(*lease, prompt);
-  if (keeps_history()) {
-    if (options.now >= 0) history_.tell(options.now);
-    Record* start = (*node)->checkpoint ? (*node)->checkpoint->record : nullptr;
-    lease->trail = history_.arrived(prompt.salt, start, std::span(lease->tokens).first(length - lease->course.start),
-                                    options.priority);
-    lease->course.left = lease->trail.left;
-    const Record* exit = lease->trail.last;
-    if (exit->node == nullptr && exit->uses > 1) lease->course.again = exit->depth;  // this is one of the uses
+  arrive(*lease, prompt.salt, options);
+  if (lease->course.start < match.length) {
+    const Missed given_up{.position = match.length, .cause = Cause::no_room, .kind = best};
+    lease->match = {lease->course.start, match.kv_length, Reason::no_room, match.ways, given_up};
   }
   placement_.want(lease->course, lease->match, options.breakpoints);
   counters_.reserves.add();
   counters_.tokens_queried.add(length);
   counters_.tokens_hit.add(lease->match.length);
   counters_.lost[index(lease->match.reason)].add(length - lease->match.length);
+  if (const auto& missed = lease->match.missed)
+    counters_.missed[index(missed->cause)].add(missed->position - lease->match.length);
   const auto id = add_lease(std::move(lease)).id;
   digest_.mix(kReserve, id);
   return id;
+}
+
+// What has become of boundaries on its path, and what its match has missed of them: before this request counts as one.
+void Cache::arrive(Lease& lease, const std::string& salt, const ReserveOptions& options) {
+  if (!keeps_history()) {
+    lease.match.missed = missed(lease.match, lease.course.prompt_length, {});
+    return;
+  }
+  if (options.now >= 0) history_.tell(options.now);
+  Record* start = lease.read == nullptr ? nullptr : lease.read->checkpoint->record;
+  const auto reach = history_.reach(salt, start, lease.tokens);
+  lease.match.missed = missed(lease.match, lease.course.prompt_length, reach);
+  lease.trail = history_.arrived(salt, reach, options.priority);
+  lease.course.left = lease.trail.left;
+  const Record* exit = lease.trail.last;
+  if (exit->node == nullptr && exit->uses > 1) lease.course.again = exit->depth;  // this is one of the uses
 }
 
 // Pins the node to resume from and makes room for a live slot and the pages beyond it. A request that is alone may give
@@ -176,7 +125,7 @@ std::optional<Node*> Cache::make_room_to_resume(const std::string& salt, Node* d
     Node* at = node == nullptr ? tree_.make_root(salt) : node;
     tree_.pin(at);
     if (node != nullptr) tree_.pin_checkpoint(node);
-    if (admission_.make_room({1, pages - paging().whole(at->depth)}, at)) return at;
+    if (admission_.make_room({1, pages - paging().whole(at->depth)}, at, Cause::reserve)) return at;
     if (node != nullptr) tree_.unpin_checkpoint(node);
     Node* shallower = Tree::checkpoint_above(at);
     tree_.unpin(at);
@@ -264,7 +213,7 @@ std::optional<LeaseId> Cache::fork(LeaseId id) {
   const bool publishes = !parent.fresh && (source == nullptr || !source->checkpoint);
   const auto pages = static_cast<Position>(parent.pages.size());
   if (!publishes && at > 0) tree_.pin_checkpoint(source);
-  if (!admission_.make_room({1 + publishes, pages - paging().whole(at)}, publishes ? nullptr : source)) {
+  if (!admission_.make_room({1 + publishes, pages - paging().whole(at)}, publishes ? nullptr : source, Cause::fork)) {
     if (!publishes && at > 0) tree_.unpin_checkpoint(source);
     return std::nullopt;
   }
@@ -349,7 +298,7 @@ std::int64_t Cache::clear(const std::optional<std::string>& salt) {
   for (Node* node : eviction_.all()) {
     const Node* root = node;
     while (root->parent != nullptr) root = root->parent;
-    if (!salt || *root->salt == *salt) eviction_.evict(node);
+    if (!salt || *root->salt == *salt) eviction_.evict(node, Cause::clear);
   }
   if (options_.events && !salt && arena_.counted_pages() == 0 && tree_.checkpoints() == 0) journal_.cleared(recorded);
   return before - tree_.checkpoints();
@@ -362,7 +311,7 @@ std::int64_t Cache::cached_bytes() const {
 void Cache::trim_to_cap() {
   if (options_.max_cached_bytes < 0) return;
   while (cached_bytes() > options_.max_cached_bytes && eviction_.unpinned() > 0)
-    eviction_.evict(eviction_.lowest(Eviction::kAny, false));
+    eviction_.evict(eviction_.lowest(Eviction::kAny, false), Cause::cap);
 }
 
 std::vector<std::pair<std::string, std::int64_t>> Cache::stats() const {
@@ -398,6 +347,8 @@ std::vector<std::pair<std::string, std::int64_t>> Cache::stats() const {
   }
   for (int reason = 0; reason < kReasons; ++reason)
     stats.emplace_back(std::string("lost_") + kReasonNames[reason], c.lost[reason].get());
+  for (int cause = 0; cause < kCauses; ++cause)
+    stats.emplace_back(std::string("missed_") + kCauseNames[cause], c.missed[cause].get());
   return stats;
 }
 

@@ -44,7 +44,7 @@ struct ReserveOptions {
 struct Counters {
   Counter reserves, refused_reserves, launches, refused_launches, commits, closes, forks, extra_passes;
   Counter tokens_queried, tokens_hit, tokens_committed, dropped_checkpoints, duplicate_checkpoints;
-  Counter published[kKinds], restored[kKinds], lost[kReasons];
+  Counter published[kKinds], restored[kKinds], lost[kReasons], missed[kCauses];
   Counter open_leases, resting_leases, pins;
 };
 
@@ -54,7 +54,8 @@ class Cache {
 
   explicit Cache(const Options& options);
 
-  // How far the prompt is known and how far it could resume. Changes nothing (I9). One memcmp pass over the tokens.
+  // How far the prompt is known and how far it could resume, and what would have helped. Changes nothing (I9). One
+  // memcmp pass over the tokens, and with a history one over what it remembers beyond the hit.
   Match match(const Prompt& prompt) const;
 
   // A lease on the prompt, all of its pages taken; nullopt: no room now. Throws if an empty arena could not hold it.
@@ -127,13 +128,18 @@ class Cache {
 
   bool keeps_history() const { return options_.policy == Policy::learned; }
 
-  // cache.cpp
+  // match.cpp
   void check_prompt(const Prompt& prompt) const;
   void check_keys(std::span<const ContentKey> keys, Position first, Position end) const;
   void check_ids(const Prompt& prompt, Position from) const;
+  std::span<const Token> symbols(const Prompt& prompt, std::vector<Token>& mapped) const;
   Walk walk(const Prompt& prompt, Position limit) const;
-  void check_breakpoints(const std::vector<Position>& breakpoints, Position last) const;
   Match to_match(const Walk& walk, Position length) const;
+  std::optional<Missed> missed(const Match& match, Position length, const Reach& reach) const;
+
+  // cache.cpp
+  void check_breakpoints(const std::vector<Position>& breakpoints, Position last) const;
+  void arrive(Lease& lease, const std::string& salt, const ReserveOptions& options);
   Lease& open_lease(LeaseId id);
   const std::vector<Lease*>& batch(std::span<const LeaseId> ids);  // each once
   Lease& add_lease(std::unique_ptr<Lease> lease);

@@ -92,9 +92,9 @@ void Eviction::joined(Node& node) {
   place_below(node);
 }
 
-void Eviction::leaving(Node& node) {
+void Eviction::leaving(Node& node, Cause why) {
   drop(node);
-  if (node.checkpoint->record != nullptr) history_.ghost(node.checkpoint->record);
+  if (node.checkpoint->record != nullptr) history_.ghost(node.checkpoint->record, why);
 }
 
 // What the next checkpoints below save has changed.
@@ -144,7 +144,7 @@ Node* Eviction::least_by_score() const {
   return least != nullptr || order_.first() == nullptr ? least : order_.first()->node;
 }
 
-void Eviction::evict(Node* node) {
+void Eviction::evict(Node* node, Cause why) {
   ensure(node->checkpoint && node->checkpoint->pins == 0, "eviction of a pinned checkpoint");
   evicted_[index(node->checkpoint->kind)].add();
   if (options_.policy == Policy::learned) {
@@ -153,7 +153,7 @@ void Eviction::evict(Node* node) {
     price_ += static_cast<Worth>(change * weight / (weight + 32 * options_.slot_bytes));
   }
   if (options_.policy == Policy::gdsf) inflation_ = order_.key(*node).first;
-  tree_.detach(node);
+  tree_.detach(node, why);
 }
 
 std::vector<Node*> Eviction::all() const {

@@ -26,7 +26,7 @@ class Eviction : public CheckpointWatcher, public HistoryWatcher {
 
   void joined(Node& node) override;
   void changed(Node& node) override { place(node); }
-  void leaving(Node& node) override;
+  void leaving(Node& node, Cause why) override;
   void left(Node& node) override { place_below(node); }
   void splitting(Node& node, Position at) override {
     if (node.checkpoint->record != nullptr) history_.splitting(node.checkpoint->record, at);
@@ -38,7 +38,7 @@ class Eviction : public CheckpointWatcher, public HistoryWatcher {
   Node* lowest(Worth limit, bool leaf_first) const;
   // What a boundary of this kind may replace: anything worth less.
   Worth limit(Kind kind) const;
-  void evict(Node* node);
+  void evict(Node* node, Cause why);
   std::vector<Node*> all() const;  // in order
   const Heap& order() const { return order_; }
 

@@ -34,25 +34,42 @@ Record* History::root(const std::string& salt) {
 
 // ---------------------------------------------------------------- requests
 
-Trail History::arrived(const std::string& salt, Record* start, std::span<const Token> rest, int priority) {
-  ++now_;
-  pass_time();
-  Record* exit = start == nullptr ? root(salt) : start;
-  Trail trail;
-  trail.start = exit->depth;
-  trail.priority = priority;
+Reach History::reach(const std::string& salt, Record* start, std::span<const Token> rest) const {
+  Reach reach;
+  const auto it = start == nullptr ? roots_.find(salt) : roots_.end();
+  Record* exit = it == roots_.end() ? start : it->second;
+  if (exit == nullptr) return reach;
+  reach.start = reach.known = exit->depth;
   auto below = rest.first(rest.empty() ? 0 : rest.size() - 1);  // a hit leaves one token
   while (!below.empty()) {
     Record* next = child_at(exit->children, below.front());
     const auto common = next == nullptr ? 0 : common_prefix(next->tokens(), below);
+    reach.known += static_cast<Position>(common);
     if (next == nullptr || common < next->tokens().size()) {
-      const bool branches = common > 0 ? common < below.size() : !exit->children.empty() && !exit->root();
-      if (branches && options_.has(Part::forks)) trail.left = exit->depth + static_cast<Position>(common);
+      reach.branches = common > 0 ? common < below.size() : !exit->children.empty() && !exit->root();
       break;
     }
     exit = next;
+    if (exit->left.cause != Cause::never_made) reach.left = exit;
     below = below.subspan(common);
   }
+  reach.exit = exit;
+  return reach;
+}
+
+Missed History::missed(const Reach& reach) const {
+  const Left& left = reach.left->left;
+  return {reach.left->depth, left.cause, left.kind, now_ - left.request, left.time < 0 ? -1 : time_ - left.time};
+}
+
+Trail History::arrived(const std::string& salt, const Reach& reach, int priority) {
+  ++now_;
+  pass_time();
+  Record* exit = reach.exit == nullptr ? root(salt) : reach.exit;
+  Trail trail;
+  trail.start = reach.start;
+  trail.priority = priority;
+  if (reach.branches && options_.has(Part::forks)) trail.left = reach.known;
   trail.last = exit;
   ++exit->pins;
   while (!options_.has(Part::ghosts) && !exit->root() && exit->node == nullptr) exit = exit->parent;
@@ -303,7 +320,8 @@ void History::give(Record* record, Rate given) {
   flows_up(record, change);
 }
 
-void History::ghost(Record* record) {
+void History::ghost(Record* record, Cause why) {
+  record->left = {why, record->node->checkpoint->kind, now_, first_time_ < 0 ? -1 : time_};
   keep_edge(record);
   record->node = nullptr;
   give(record, record->index + record->flow);

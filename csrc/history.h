@@ -32,6 +32,14 @@ struct Node;
 // What the caller said of a spell when its conversation paused.
 enum class Hint : std::uint8_t { none, returns, silent };
 
+// How the last checkpoint of a record left; nothing is decided by it.
+struct Left {
+  Cause cause = Cause::never_made;
+  Kind kind{};
+  std::int64_t request = 0;  // admitted until then
+  std::int64_t time = -1;    // the caller's, -1: not told
+};
+
 struct Record {
   std::uint64_t id = 0;
   Record* parent = nullptr;           // null in a root
@@ -41,7 +49,8 @@ struct Record {
   std::vector<std::pair<Token, Record*>> children;  // sorted by the first token of their edge
   Position depth = 0;
   Node* node = nullptr;  // whose checkpoint stands here; null: a ghost
-  int pins = 0;          // leases that go on from here
+  Left left;
+  int pins = 0;  // leases that go on from here
 
   Kind kind = Kind::fork;
   std::int64_t uses = 0;
@@ -81,6 +90,15 @@ struct Trail {
   int priority = 0;
 };
 
+// What is known of a prompt that resumes at `start`, as far as it may resume: all but its last token.
+struct Reach {
+  Record* exit = nullptr;        // the deepest record that it matches in full; null: none, not even a root
+  const Record* left = nullptr;  // of those beyond the start, the deepest that a checkpoint has left
+  Position start = 0;
+  Position known = 0;     // how far it is known, in all
+  bool branches = false;  // it goes another way there
+};
+
 class History {
  public:
   // Remembers about `most_tokens` tokens of paths.
@@ -90,9 +108,13 @@ class History {
   History(const History&) = delete;
   void watch(HistoryWatcher* watcher) { watcher_ = watcher; }
 
-  // A request has come, whose prompt resumes at `start` (null: from nothing) and goes on with `rest`. Ends the spell of
-  // the deepest record that it matches below its end, and begins its trail there. One memcmp pass over what is known.
-  Trail arrived(const std::string& salt, Record* start, std::span<const Token> rest, int priority);
+  // Of a prompt that resumes at `start` (null: from nothing) and goes on with `rest`. One memcmp pass over what is
+  // known.
+  Reach reach(const std::string& salt, Record* start, std::span<const Token> rest) const;
+  // The boundary whose checkpoint has left. REQUIRES: reach.left.
+  Missed missed(const Reach& reach) const;
+  // A request of such a prompt has come. Ends the spell of reach.exit, and begins its trail there.
+  Trail arrived(const std::string& salt, const Reach& reach, int priority);
   // The record at `depth` of the path whose tokens from trail.start on are `path`; made if there is none.
   // REQUIRES: depth > trail.start.
   Record* at(Trail& trail, std::span<const Token> path, Position depth, Kind kind);
@@ -109,7 +131,7 @@ class History {
   void dismiss(const Trail& trail);
 
   void resident(Record* record, Node* node);
-  void ghost(Record* record);
+  void ghost(Record* record, Cause why);
   // The node of a resident is about to keep only what lies beyond `at`.
   void splitting(Record* record, Position at);
   void give(Record* record, Rate given);

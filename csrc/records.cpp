@@ -107,6 +107,7 @@ void History::check() const {
     if (record->root()) continue;
     ensure(record->node != nullptr || record->given == record->index + record->flow,
            "I7: a ghost keeps something back");
+    ensure(record->left.request <= now_ && record->left.time <= time_, "I12: a checkpoint left at a time to come");
     ensure(*record->place == record, "I7: a record has the wrong place among the spells");
     tokens += std::ssize(record->tokens());
     ++records;

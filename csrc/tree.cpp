@@ -271,9 +271,9 @@ void Tree::set_tail(Node* node, PageId page) {
   arena_.count_page(page);
 }
 
-SlotId Tree::take_back(Node* node) {
+SlotId Tree::take_back(Node* node, Cause why) {
   if (holdings_watcher_ != nullptr) holdings_watcher_->checkpoint_leaving(*node);
-  watcher_->leaving(*node);
+  watcher_->leaving(*node, why);
   const SlotId slot = node->checkpoint->slot;
   const PageId tail = node->checkpoint->tail;
   digest_.mix(kDetach, slot);
@@ -285,8 +285,8 @@ SlotId Tree::take_back(Node* node) {
   return slot;
 }
 
-void Tree::detach(Node* node) {
-  arena_.free_slot(take_back(node));
+void Tree::detach(Node* node, Cause why) {
+  arena_.free_slot(take_back(node, why));
 }
 
 void Tree::pin_checkpoint(Node* node) {

@@ -64,7 +64,7 @@ class CheckpointWatcher {
   virtual ~CheckpointWatcher() = default;
   virtual void joined(Node& node) = 0;                  // node has got a checkpoint
   virtual void changed(Node& node) = 0;                 // what is told of its checkpoint has changed
-  virtual void leaving(Node& node) = 0;                 // its checkpoint is about to go
+  virtual void leaving(Node& node, Cause why) = 0;      // its checkpoint is about to go
   virtual void left(Node& node) = 0;                    // its checkpoint has gone
   virtual void splitting(Node& node, Position at) = 0;  // its node is about to keep only what lies beyond `at`
 };
@@ -165,8 +165,8 @@ class Tree {
   // REQUIRES checkpoint.position == node->depth: the position travels with the slot (I2).
   void attach(Node* node, const Checkpoint& checkpoint);
   void set_tail(Node* node, PageId page);
-  SlotId take_back(Node* node);  // the checkpoint goes, its slot is the caller's
-  void detach(Node* node);       // frees slot and tail, then settles
+  SlotId take_back(Node* node, Cause why);  // the checkpoint goes, its slot is the caller's
+  void detach(Node* node, Cause why);       // frees slot and tail, then settles
   void pin_checkpoint(Node* node);
   void unpin_checkpoint(Node* node);
   void touch(Node* node);  // used again: newest tick, not superseded

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -44,6 +45,19 @@ constexpr int index(Reason reason) {
 }
 constexpr const char* name(Reason reason) {
   return kReasonNames[index(reason)];
+}
+
+// How a boundary that would have helped came to be missed: what its checkpoint left for, that none was made there, or
+// that the reserve itself gave it up. The order is the one in which counters are printed.
+enum class Cause : std::uint8_t { never_made, reserve, launch, fork, checkpoint, cap, clear, taken_back, no_room };
+constexpr int kCauses = 9;
+constexpr const char* kCauseNames[kCauses] = {"never_made", "reserve", "launch",     "fork",   "checkpoint",
+                                              "cap",        "clear",   "taken_back", "no_room"};
+constexpr int index(Cause cause) {
+  return static_cast<int>(cause);
+}
+constexpr const char* name(Cause cause) {
+  return kCauseNames[index(cause)];
 }
 
 inline Position ceil_div(Position a, Position b) {
@@ -98,11 +112,21 @@ struct ContentKey {
   std::string content;
 };
 
+// A boundary that would have helped.
+struct Missed {
+  Position position = 0;
+  Cause cause = Cause::never_made;
+  std::optional<Kind> kind = {};  // of the checkpoint that stood there
+  std::int64_t requests_ago = 0;  // admitted since it left, if one stood there
+  std::int64_t time_ago = -1;     // the caller's, -1: not told
+};
+
 struct Match {
   Position length = 0;     // resumable: KV and a state at exactly this position
   Position kv_length = 0;  // how far the tree knows the tokens
   Reason reason = Reason::cold;
   std::int64_t ways = 0;  // with how many other tokens the tree goes on at kv_length; > 0: the prompt diverged
+  std::optional<Missed> missed = {};
 };
 
 struct InnerCheckpoint {

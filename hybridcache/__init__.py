@@ -12,7 +12,7 @@ from hybridcache._handles import Pin, Transcript
 from hybridcache.cache import HybridCache, Lease
 from hybridcache.config import LayerSpec, ModelLayout, TensorSpec
 from hybridcache.errors import ConcurrencyError, InvariantError, StateError
-from hybridcache.values import Geometry, Match, Plan, Step, Steps
+from hybridcache.values import Geometry, Match, Missed, Plan, Step, Steps
 
 if TYPE_CHECKING:
     from hybridcache.pools import Pools
@@ -25,6 +25,7 @@ __all__ = [
     "LayerSpec",
     "Lease",
     "Match",
+    "Missed",
     "ModelLayout",
     "Pin",
     "Plan",

@@ -36,6 +36,7 @@ from hybridcache._arguments import (
     size_arena,
 )
 from hybridcache._handles import Pin, Transcript
+from hybridcache._log import logged
 from hybridcache.errors import InvariantError, StateError
 from hybridcache.values import EVENTS, Event, Int32, Layout, Match, Plan, Step, Steps
 
@@ -119,7 +120,7 @@ class Lease:
     @property
     def match(self) -> Match:
         """What `reserve` found, with `start` as its length; a fork's is its parent's."""
-        return Match(*self._core.lease(self._id)[8])  # type: ignore[arg-type]
+        return Match.of(self._core.lease_match(self._id))
 
     @property
     def pages(self) -> Int32:
@@ -236,7 +237,7 @@ class HybridCache:
     >>> from types import SimpleNamespace
     >>> cache = HybridCache(SimpleNamespace(page_size=4, page_bytes=64, slot_bytes=128), memory_bytes=4096)
     >>> cache.match([1, 2, 3])
-    Match(length=0, kv_length=0, reason='cold', diverged=False)
+    Match(length=0, kv_length=0, reason='cold', diverged=False, missed=None)
     """
 
     def __init__(
@@ -279,8 +280,9 @@ class HybridCache:
         self.geometry = arena_geometry(options, self._core)
 
     def match(self, tokens: Tokens, *, salt: bytes = b"", content_keys: ContentKeys = ()) -> Match:
-        """How far `tokens` are known and could be resumed. Changes nothing (I9). One memcmp pass over the
-        tokens, or for a transcript over what is new in it.
+        """How far `tokens` are known and could be resumed, and what was missed. Changes nothing (I9). One
+        memcmp pass over the tokens, or for a transcript over what is new in it; the default policy adds one
+        over what it remembers beyond the hit.
 
         tokens: int32 or int64 [L], L >= 1, ids in [0, 2**31), or a Transcript, without salt and content_keys
         beside it, which it has. salt: the namespace. content_keys: (position,
@@ -291,7 +293,7 @@ class HybridCache:
             found = self._core.match_transcript(tokens.of(self._core, salt, content_keys))
         else:
             found = self._core.match(tokens, check_salt(salt), check_content_keys(content_keys))
-        return Match(*found)  # type: ignore[arg-type]
+        return Match.of(found)
 
     def reserve(
         self,
@@ -324,7 +326,7 @@ class HybridCache:
         else:
             keys = check_content_keys(content_keys)
             lease = self._core.reserve(tokens, check_salt(salt), keys, *options)
-        return None if lease is None else Lease(self, lease)
+        return logged(None if lease is None else Lease(self, lease), tokens)
 
     def transcript(self, *, salt: bytes = b"") -> Transcript:
         """A session's tokens, kept by the core: a turn through it costs what is new. O(1)."""

@@ -40,11 +40,18 @@ def _by(prefix: str, values: tuple[str, ...]) -> dict[str, str]:
 
 
 REASONS = ("cold", "complete", "remainder", "unknown", "no_checkpoint", "no_room")
+CAUSES = ("never_made", "reserve", "launch", "fork", "checkpoint", "cap", "clear", "taken_back", "no_room")
 COUNTERS = (
     Family("prefix_cache_queries", "Prompt tokens of admitted requests.", {"": "tokens_queried"}),
     Family("prefix_cache_hits", "Of these, tokens that were resumed, not computed.", {"": "tokens_hit"}),
     Family(
         "prefix_cache_lost_tokens", "Of these, tokens computed, by why.", _by("lost", REASONS), label="reason"
+    ),
+    Family(
+        "prefix_cache_missed_tokens",
+        "Of the lost ones, tokens that one more boundary would have saved, by what became of it.",
+        _by("missed", CAUSES),
+        label="cause",
     ),
     Family("committed_tokens", "Tokens read by finished steps.", {"": "tokens_committed"}),
     Family(

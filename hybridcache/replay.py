@@ -356,6 +356,7 @@ class Replay:
         result, stats = self.result, self.cache.stats()
         for name in ("published", "restored", "evicted", "lost"):
             setattr(result, name, by_name(stats, f"{name}_"))
+        result.missed_by = by_name(stats, "missed_")
         for name in ("dropped_checkpoints", "duplicate_checkpoints"):
             setattr(result, name, stats[name])
         result.beyond = {name: tokens for name, tokens in self.beyond.items() if tokens}

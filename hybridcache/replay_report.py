@@ -44,6 +44,7 @@ def tables(results: Sequence[Result], *, working_set: float | None = None) -> li
     return [
         ("", main_table(results, working_set)),
         ("prompt tokens not hit, % of all, by reason; in brackets what the ideal hits", lost_table(results)),
+        ("of these, what one more boundary would have hit, by what it left for", missed_table(results)),
         ("checkpoints published / restored / evicted, by kind of boundary", kinds_table(results)),
         ("held by the tree at the end / at most after a close", held_table(results)),
         ("time of the core: median us a call, and the sum of each in seconds", time_table(results)),
@@ -79,6 +80,16 @@ def lost_table(results: Sequence[Result]) -> Rows:
             for name in REASONS
         ]
         rows.append([*_name(r), *cells])
+    return _without_empty(rows)
+
+
+def missed_table(results: Sequence[Result]) -> Rows:
+    """Which tokens of the lost ones a boundary would have saved (`Match.missed`), by what it left for."""
+    causes = sorted({cause for r in results for cause in r.missed_by})
+    rows = [["policy", "GB", *causes]]
+    for r in results:
+        shares = (100 * r.missed_by.get(cause, 0) / r.prompt_tokens for cause in causes)
+        rows.append([*_name(r), *(f"{share:.2f}" if share else "" for share in shares)])
     return _without_empty(rows)
 
 

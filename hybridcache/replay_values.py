@@ -79,6 +79,7 @@ class Result:
     ends_at: float = 0.0  # when the last one finished, in that time
     lost: dict[str, int] = field(default_factory=dict)  # prompt tokens not hit, by the reason of the match
     beyond: dict[str, int] = field(default_factory=dict)  # of these, those that the ideal would have hit
+    missed_by: dict[str, int] = field(default_factory=dict)  # of lost: by the cause of Match.missed
     published: dict[str, int] = field(default_factory=dict)  # by kind of boundary
     restored: dict[str, int] = field(default_factory=dict)
     evicted: dict[str, int] = field(default_factory=dict)

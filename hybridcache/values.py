@@ -6,13 +6,26 @@ They own nothing and import neither torch nor the core.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Int32 = npt.NDArray[np.int32]
 Reason = Literal["cold", "complete", "remainder", "unknown", "no_checkpoint", "no_room"]
+Cause = Literal[
+    "never_made", "reserve", "launch", "fork", "checkpoint", "cap", "clear", "taken_back", "no_room"
+]
+_CAUSES: dict[str, str] = {
+    "reserve": "it left {when}to make room for a request",
+    "launch": "it left {when}to make room for a running request",
+    "fork": "it left {when}to make room for a fork",
+    "checkpoint": "it left {when}to make room for another checkpoint",
+    "cap": "it left {when}for max_cached_bytes",
+    "clear": "it left {when}by clear()",
+    "taken_back": "its own request took it back {when}for want of room",
+    "no_room": "it was given up, the request would not have fitted beside it",
+}
 
 
 class Layout(Protocol):
@@ -45,6 +58,34 @@ class Geometry(NamedTuple):
     total_bytes: int
 
 
+class Missed(NamedTuple):
+    """The boundary that would have helped: a state at `position` tokens.
+
+    kind: of the checkpoint that stood there last, such as "turn_end". cause: by what it left: for room that a
+        "reserve", a "launch" or a "fork" needed; for another "checkpoint"; "cap": max_cached_bytes; "clear";
+        "taken_back" by its own lease, which found no room. "no_room": it was there, and the request could not
+        be held beside it (in a lease only). "never_made": the prompt is known as far as `position`, and
+        nobody has left a state there; then what follows, and kind, are None.
+    requests_ago: how many requests were admitted since. time_ago: the same in the caller's time, None where
+        it was not told.
+    """
+
+    position: int
+    kind: str | None
+    cause: Cause
+    requests_ago: int | None
+    time_ago: int | None
+
+    def explain(self) -> str:
+        """As words: "a turn_end at 2,999: it left 12 requests ago to make room for a request"."""
+        if self.cause == "never_made":
+            return f"a state at {self.position:,}: none was ever made there"
+        time = "" if self.time_ago is None else f" ({self.time_ago:,} of the caller's time)"
+        requests = "request" if self.requests_ago == 1 else "requests"
+        when = f"{self.requests_ago:,} {requests} ago{time} "
+        return f"a {self.kind} at {self.position:,}: {_CAUSES[self.cause].format(when=when)}"
+
+
 class Match(NamedTuple):
     """How far a prompt is known (I12).
 
@@ -56,12 +97,34 @@ class Match(NamedTuple):
         resumable. "no_checkpoint": KV reaches further than any state. "no_room": in a lease only: the arena
         could not hold the request beside its deepest checkpoint.
     diverged: at kv_length the tree goes on, differently.
+    missed: the boundary beyond `length` that would have helped, when it left and by what; None: none is known
+        of, or nothing more could be skipped. With policy="default" it knows what has left, KV and all; with
+        others only where the tree knows more than it could resume.
     """
 
     length: int
     kv_length: int
     reason: Reason
     diverged: bool
+    missed: Missed | None = None
+
+    @classmethod
+    def of(cls, fields: tuple[int, int, Any, bool, tuple[Any, ...] | None]) -> Match:
+        """From the core's plain values."""
+        length, kv_length, reason, diverged, left = fields
+        missed = None if left is None else Missed(*left)
+        return cls(length, kv_length, reason, diverged, missed)
+
+    def explain(self) -> str:
+        """Why no more could be skipped, in one line of words.
+
+        >>> print(Match(0, 30, "no_checkpoint", True, Missed(30, None, "never_made", None, None)).explain())
+        resumes at 0, KV is known to 30 (no_checkpoint); 30 more by a state at 30: none was ever made there
+        """
+        text = f"resumes at {self.length:,}, KV is known to {self.kv_length:,} ({self.reason})"
+        if self.missed is None:
+            return text
+        return f"{text}; {self.missed.position - self.length:,} more by {self.missed.explain()}"
 
 
 class Step(NamedTuple):

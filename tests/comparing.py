@@ -58,7 +58,8 @@ class Comparing:
 
     def same_match(self, what: str, ours: Any, theirs: Any) -> None:
         if self.core is not None:
-            self.same(what, tuple(ours), (theirs.length, theirs.kv_length, theirs.reason, theirs.diverged))
+            self.same(what, tuple(ours), tuple(theirs))
+            self.events[f"missed_{ours.missed.cause}" if ours.missed else "missed_nothing"] += 1
 
     def same_step(self, ours: Any, theirs: Any) -> None:
         if self.core is not None and ours is not None:

@@ -35,6 +35,7 @@ CORE = f"hybridcache/_core{sysconfig.get_config_var('EXT_SUFFIX')}"
 # In this order, between them the first few walks, which kill most of what is left, and at the end the others.
 FIRST_TESTS = ("test_invariants.py",)
 MORE_TESTS = (
+    "test_missed.py",
     "test_regressions.py",
     "test_run_ahead.py",
     "test_drafts.py",

@@ -1,23 +1,17 @@
-"""The mutants of a request's life: csrc/cache.cpp. Data only, in the
-form of mutants_list.py.
+"""The mutants of how a request begins: csrc/match.cpp and csrc/cache.cpp. Data only, in the form of
+mutants_list.py.
 """
 
 from __future__ import annotations
 
-CACHE = r"""
+MATCH = r"""
 match_whole_prompt: I3
-- return to_match(walk(prompt, length - 1), length);
-+ return to_match(walk(prompt, length), length);
-reserve_whole_prompt: I3
 - const auto walk = this->walk(prompt, length - 1);
 + const auto walk = this->walk(prompt, length);
 match_touches: I9
-- return to_match(walk(prompt, length - 1), length);
-+ {
-+     const auto walk = this->walk(prompt, length - 1);
-+     if (walk.resume != nullptr) const_cast<Tree&>(tree_).touch(walk.resume);
-+     return to_match(walk, length);
-+   }
+- auto match = to_match(walk, length);
++ auto match = to_match(walk, length);
++   if (walk.resume != nullptr) const_cast<Tree&>(tree_).touch(walk.resume);
 match_makes_a_root: I9
 - const Node* root = tree_.find_root(prompt.salt);
 + const Node* root = const_cast<Tree&>(tree_).make_root(prompt.salt);
@@ -27,31 +21,14 @@ match_without_salt: I8 key-dropped
 walk_without_salt: I8 key-dropped
 - const Node* root = tree_.find_root(prompt.salt);
 + const Node* root = tree_.find_root({});
-root_without_salt: I8 key-dropped
-- tree_.make_root(salt)
-+ tree_.make_root({})
 ids_of_content_forged: I8 key-dropped
 - if (contents_.size() == 0 && prompt.content_keys.empty()) {
 + if (prompt.content_keys.empty()) {
 ids_beyond_what_is_known_unchecked: I8
 -   check_ids(prompt, walk.matched);
-lease_without_the_transcripts_content: I8 key-dropped
-- if (prompt.transcript != nullptr && prompt.transcript->has_content) {
-+ if (false) {
 match_without_content: I8 key-dropped
-- tokens[key.position] = contents_.find(tokens[key.position], key.content);
+- mapped[key.position] = contents_.find(mapped[key.position], key.content);
 + static_cast<void>(key);
-lease_without_content: I8 key-dropped
-- token = contents_.acquire(token, key.content);
-+ token = contents_.acquire(token, {});
-fork_without_content: I8 leftovers
-- if (child->has_content) contents_.acquire(rest);
-cleared_though_something_stays: mirror
-- if (options_.events && !salt && arena_.counted_pages() == 0 && tree_.checkpoints() == 0) journal_
-+ if (options_.events && !salt) journal_
-clear_crosses_salts: I8
-- if (!salt || *root->salt == *salt) eviction_
-+ eviction_
 reason_remainder_lost: I12
 - } else if (walk.checkpoint_at_end) {
 + } else if (false) {
@@ -64,9 +41,49 @@ reason_unknown_lost: I12
 diverged_lost: I12 first-branch
 - return {resumed, walk.matched, reason, walk.ways};
 + return {resumed, walk.matched, reason, 0};
+match_does_not_see_what_left: I12
+- match.missed = missed(match, length, reach);
++ match.missed = missed(match, length, {});
+match_sees_what_left_without_content: I8 key-dropped
+- symbols(prompt, mapped).subspan(match.length)
++ prompt.tokens.subspan(match.length)
+what_left_is_not_missed: I12
+- if (reach.left != nullptr) return history_.missed(reach);
+never_made_at_the_end: I12 I3
+- std::min(std::max(match.kv_length, reach.known), length - 1)
++ std::max(match.kv_length, reach.known)
+never_made_as_far_as_the_tree_knows: I12
+- std::max(match.kv_length, reach.known)
++ match.kv_length
+never_made_as_far_as_history_knows: I12
+- std::max(match.kv_length, reach.known)
++ reach.known
+"""
+
+CACHE = r"""
+reserve_whole_prompt: I3
+- const auto walk = this->walk(prompt, length - 1);
++ const auto walk = this->walk(prompt, length);
+root_without_salt: I8 key-dropped
+- tree_.make_root(salt)
++ tree_.make_root({})
+lease_without_the_transcripts_content: I8 key-dropped
+- if (prompt.transcript != nullptr && prompt.transcript->has_content) {
++ if (false) {
+lease_without_content: I8 key-dropped
+- token = contents_.acquire(token, key.content);
++ token = contents_.acquire(token, {});
+fork_without_content: I8 leftovers
+- if (child->has_content) contents_.acquire(rest);
+cleared_though_something_stays: mirror
+- if (options_.events && !salt && arena_.counted_pages() == 0 && tree_.checkpoints() == 0) journal_
++ if (options_.events && !salt) journal_
+clear_crosses_salts: I8
+- if (!salt || *root->salt == *salt) eviction_
++ eviction_
 match_of_the_longer: I12 longer-index
-- if ((*node)->depth < match.length) lease->match =
-+ if (false) lease->match =
+- if (lease->course.start < match.length) {
++ if (false) {
 refusal_keeps_read_pin: I6 leak-on-refusal
 - if (node != nullptr) tree_.unpin_checkpoint(node);
 refusal_keeps_pin: I6 leak-on-refusal
@@ -83,8 +100,8 @@ two_slots_a_request: reserved-slots
 - make_room({1, pages - paging().whole(at->depth)
 + make_room({2, pages - paging().whole(at->depth)
 own_hit_is_room: I6
-- pages - paging().whole(at->depth)}, at)
-+ pages - paging().whole(at->depth)}, nullptr)
+- pages - paging().whole(at->depth)}, at,
++ pages - paging().whole(at->depth)}, nullptr,
 pages_of_the_hit_needed_too: reserved-slots
 - pages - paging().whole(at->depth)}
 + pages}
@@ -142,6 +159,41 @@ cap_ignored: cap
 cap_counts_states_only: cap
 - return arena_.counted_pages() * options_.page_bytes +
 + return
+given_up_for_a_reserve: I12
+- .cause = Cause::no_room
++ .cause = Cause::reserve
+given_up_where_it_resumes: I12
+- given_up{.position = match.length
++ given_up{.position = lease->course.start
+counted_before_it_is_explained: I12
+-   lease.match.missed = missed(lease.match, lease.course.prompt_length, reach);
+-   lease.trail = history_.arrived(salt, reach, options.priority);
++   lease.trail = history_.arrived(salt, reach, options.priority);
++   lease.match.missed = missed(lease.match, lease.course.prompt_length, reach);
+told_after_it_is_explained: I12
+-   if (options.now >= 0) history_.tell(options.now);
+-   Record* start = lease.read == nullptr ? nullptr : lease.read->checkpoint->record;
+-   const auto reach = history_.reach(salt, start, lease.tokens);
+-   lease.match.missed = missed(lease.match, lease.course.prompt_length, reach);
++   Record* start = lease.read == nullptr ? nullptr : lease.read->checkpoint->record;
++   const auto reach = history_.reach(salt, start, lease.tokens);
++   lease.match.missed = missed(lease.match, lease.course.prompt_length, reach);
++   if (options.now >= 0) history_.tell(options.now);
+missed_to_the_end: I12
+- .add(missed->position - lease->match.length);
++ .add(length - lease->match.length);
+left_for_a_reserve_unsaid: I12
+- at, Cause::reserve)
++ at, Cause::launch)
+left_for_a_fork_unsaid: I12
+- Cause::fork)) {
++ Cause::reserve)) {
+left_for_the_cap_unsaid: I12
+- Cause::cap
++ Cause::clear
+left_by_clear_unsaid: I12
+- Cause::clear
++ Cause::cap
 """
 
-FILES = {"csrc/cache.cpp": CACHE}
+FILES = {"csrc/match.cpp": MATCH, "csrc/cache.cpp": CACHE}

@@ -10,8 +10,31 @@ whole_prompt_is_an_exit: I3
 - rest.first(rest.empty() ? 0 : rest.size() - 1)
 + rest
 no_first_branch: first-branch
-- if (branches && options_.has(Part::forks)) trail.left
+- if (reach.branches && options_.has(Part::forks)) trail.left
 + if (false) trail.left
+the_shallowest_that_left: I12
+- if (exit->left.cause != Cause::never_made) reach.left = exit;
++ if (exit->left.cause != Cause::never_made && reach.left == nullptr) reach.left = exit;
+any_ghost_has_left: I12
+- if (exit->left.cause != Cause::never_made) reach.left = exit;
++ reach.left = exit;
+known_to_the_last_record: I12
+-     reach.known += static_cast<Position>(common);
+-     if (next == nullptr
++     if (next != nullptr && common == next->tokens().size()) reach.known += static_cast<Position>(common);
++     if (next == nullptr
+left_since_the_first_request: I12
+- now_ - left.request
++ now_
+time_since_it_was_told: I12
+- time_ - left.time}
++ time_}
+untold_time_told: I12
+- first_time_ < 0 ? -1 : time_}
++ time_}
+kind_of_the_record_not_of_what_left: I12
+- record->node->checkpoint->kind
++ record->kind
 use_opens_no_spell: learned
 -   exit->priority = priority;
 -   open_spell(exit);

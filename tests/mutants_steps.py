@@ -41,6 +41,15 @@ asking_not_counted: learned
 no_room_for_pages_needed: more-than-owned
 - if (missing > 0 && !make_room_for_pages
 + if (missing > 1 && !make_room_for_pages
+left_for_a_launch_unsaid: I12
+- if (admission_.make_room({0, pages}, nullptr, Cause::launch)) return true;
++ if (admission_.make_room({0, pages}, nullptr, Cause::reserve)) return true;
+taken_back_unsaid: I12
+- Cause::taken_back
++ Cause::launch
+left_after_a_taken_back_unsaid: I12
+- return admission_.make_room({0, pages}, nullptr, Cause::launch);
++ return admission_.make_room({0, pages}, nullptr, Cause::taken_back);
 boundary_not_taken_back: no-spare-slot
 - if (!could_take_back || !
 + if (!false || !
@@ -329,11 +338,14 @@ pages_of_the_lowest_begin: I5 I11
 - paging().spanned(step.begin_max + count)
 + paging().spanned(step.begin + count)
 no_room_for_rows_needed: more-than-owned
-- make_room({rows, pages
-+ make_room({0, pages
+- make_room({rows, missing}
++ make_room({0, missing}
 one_row_too_few_asked_for: more-than-owned
-- make_room({rows, pages
-+ make_room({rows - 1, pages
+- make_room({rows, missing}
++ make_room({rows - 1, missing}
+left_for_rows_unsaid: I12
+- Cause::launch
++ Cause::reserve
 reads_the_last_row: zero-state drafts
 - behind ? step.candidates.front() : source(lease)
 + behind ? step.candidates.back() : source(lease)

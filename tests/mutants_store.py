@@ -117,7 +117,7 @@ new_leaf_not_told: dangling-order
 new_child_not_told: dangling-order two-budgets
 - if (parent->children.size() == 1) leaf_changed(parent);
 order_keeps_what_left: dangling-order
--   watcher_->leaving(*node);
+-   watcher_->leaving(*node, why);
 pruned_pages_not_told: mirror
 - if (holdings_watcher_ != nullptr) holdings_watcher_->pages_leaving(*node);
 evicted_state_not_told: mirror
@@ -247,8 +247,11 @@ evicts_before_it_knows: I6
 - return feasible(need, held) && evict_until
 + return evict_until
 spare_evicts: learned
-- spare ? Eviction::kNothing : eviction_.limit(kind));
-+ eviction_.limit(kind));
+- spare ? Eviction::kNothing : eviction_.limit(kind),
++ eviction_.limit(kind),
+left_for_a_checkpoint_unsaid: I12
+- Cause::checkpoint
++ Cause::reserve
 passes_paid_in_vain: learned
 - return arena_.satisfies(1, 0) || eviction_.lowest(eviction_.limit(kind), false) != nullptr;
 + return true;

@@ -17,7 +17,7 @@ from typing import Any
 from tests.oracle_placement import BREAKPOINT, CHUNK_END, FORK, PROMPT_END, TURN_END, Placement
 from tests.oracle_store import Arena, Checkpoint, Store, Symbol, common
 from tests.oracle_transcript import Transcript, Transcripts, asked, symbols
-from tests.oracle_types import Lease, Match, OpenStep, Pin
+from tests.oracle_types import Lease, Match, Missed, OpenStep, Pin
 from tests.oracle_verify import VerifySteps
 from tests.oracle_view import View
 from tests.oracle_worth import Worths
@@ -90,7 +90,20 @@ class Oracle(VerifySteps, Transcripts, View):
             reason = "remainder"
         else:
             reason = "unknown" if length == kv_length else "no_checkpoint"
-        return Match(length, kv_length, reason, diverged)
+        match = Match(length, kv_length, reason, diverged)
+        return match._replace(missed=self._missed(path, salt, match))
+
+    def _missed(self, path: tuple[Symbol, ...], salt: bytes, match: Match) -> Missed | None:
+        known = match.kv_length
+        if self.store.learned is not None:
+            history = self.store.learned.history
+            if record := history.deepest_left(salt, path, match.length):
+                cause, kind, request, time = record.left
+                time_ago = None if time is None else history.time - time
+                return Missed(record.depth, kind, cause, history.now - request, time_ago)
+            known = max(known, history.known(salt, path))
+        known = min(known, len(path) - 1)
+        return Missed(known, None, "never_made", None, None) if known > match.length else None
 
     def _checkpoint_at_or_below(self, path: tuple[Symbol, ...], salt: bytes, depth: int) -> int:
         known = {len(key[1]) for key in self.store.checkpoints if key[0] == salt}
@@ -114,6 +127,7 @@ class Oracle(VerifySteps, Transcripts, View):
         if not self.arena.could_ever_hold(1, total_pages):
             raise ValueError("tokens")
         match = self._match(path, salt)
+        best = self.store.checkpoints.get((salt, path[: match.length]))
         known = match.kv_length
         others = [s for s in self.store.supports(salt) if common(s, path) == known < len(s)]
         ways = len({s[known] for s in others}) if known < len(path) else 0
@@ -126,8 +140,15 @@ class Oracle(VerifySteps, Transcripts, View):
             return None
         self.counters += Counter(reserves=1, tokens_queried=len(path), tokens_hit=start)
         source = self.store.checkpoints[salt, path[:start]] if start else None
+        if now is not None and self.store.learned is not None:
+            self.store.learned.history.tell(now)
+        match = match._replace(missed=self._missed(path, salt, match))  # before it counts as a request
         if start < match.length:
-            match = match._replace(length=start, reason="no_room")
+            assert best is not None
+            missed = Missed(match.length, best.kind, "no_room", 0, None)
+            match = match._replace(length=start, reason="no_room", missed=missed)
+        if match.missed is not None:
+            self.counters[f"missed_{match.missed.cause}"] += match.missed.position - start
         lease = self._open(path, len(path), salt, start, source, total_pages, match)
         self.store.pin(source, -1)  # of _admit
         if source is not None:
@@ -136,8 +157,6 @@ class Oracle(VerifySteps, Transcripts, View):
             self.counters[f"restored_{source.kind}"] += 1
         lease.ways, lease.resend = ways, match.kv_length == len(path)
         if self.store.learned is not None:
-            if now is not None:
-                self.store.learned.history.tell(now)
             lease.trail = self.store.learned.history.arrived(salt, path, priority)
             lease.trail.start = start
         lease.wanted = self.placement.wanted(lease, breakpoints, len(path) + max_new_tokens)
@@ -147,7 +166,7 @@ class Oracle(VerifySteps, Transcripts, View):
         """Makes room for a lease that resumes at `start`, whose checkpoint stays pinned if there is."""
         source = self.store.checkpoints[salt, path[:start]] if start else None
         self.store.pin(source, 1)
-        room = self.store.make_room(1, total_pages - self.store.whole(start))
+        room = self.store.make_room(1, total_pages - self.store.whole(start), "reserve")
         if not room:
             self.store.pin(source, -1)
         return room
@@ -285,7 +304,7 @@ class Oracle(VerifySteps, Transcripts, View):
             and self.store.order
             and self.cached_bytes() > self.max_cached_bytes
         ):
-            self.store.evict(self.store.in_order()[0])
+            self.store.evict(self.store.in_order()[0], "cap")
 
     # ---- fork, pin, clear
 
@@ -296,7 +315,7 @@ class Oracle(VerifySteps, Transcripts, View):
         publish = not lease.fresh and source is None
         child_pages = len(lease.pages) - self.store.whole(depth)
         self.store.pin(source, 1)
-        held, room = source, self.store.make_room(1 + publish, child_pages)
+        held, room = source, self.store.make_room(1 + publish, child_pages, "fork")
         if not room:
             self.store.pin(held, -1)
             return None
@@ -343,5 +362,5 @@ class Oracle(VerifySteps, Transcripts, View):
     def clear(self, *, salt: bytes | None = None) -> int:
         victims = [c for c in self.store.in_order() if salt is None or c.key[0] == salt]
         for checkpoint in victims:
-            self.store.evict(checkpoint)
+            self.store.evict(checkpoint, "clear")
         return len(victims)

@@ -12,7 +12,7 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.oracle_store import Key, Symbol, common
 
@@ -116,6 +116,13 @@ class Hazards:
         return h
 
 
+class Left(NamedTuple):
+    cause: str
+    kind: str  # of the checkpoint
+    request: int
+    time: int | None  # the caller's, if it had told any
+
+
 @dataclass(eq=False)
 class Record:
     key: Key
@@ -138,6 +145,7 @@ class Record:
     which: Class = ("", 0, 0)
     index: int = 0
     given: int = 0
+    left: Left | None = None  # how its last checkpoint left; None: none ever did
     above: Record | None = None
     below: list[Record] = field(default_factory=list)
 
@@ -315,6 +323,22 @@ class History:
         """Once nothing is remembered under its salt."""
         if not record.depth and not record.below and not record.leases:
             self.roots.pop(record.key[0], None)
+
+    # ---- what a hit has missed
+
+    def remember_leaving(self, record: Record, kind: str, why: str) -> None:
+        record.left = Left(why, kind, self.now, self.time if self.first_time >= 0 else None)
+
+    def deepest_left(self, salt: bytes, path: tuple[Symbol, ...], beyond: int) -> Record | None:
+        """Of the boundaries beyond a position, those of the whole path aside, that a checkpoint has left."""
+        depths = sorted((d for d in self.depths[salt] if beyond < d < len(path)), reverse=True)
+        found = (self.records.get((salt, path[:depth])) for depth in depths)
+        return next((record for record in found if record and record.left), None)
+
+    def known(self, salt: bytes, path: tuple[Symbol, ...]) -> int:
+        """How far it is remembered."""
+        exit_ = self.deepest(salt, path)
+        return max((common(each.path, path) for each in exit_.below), default=exit_.depth)
 
     # ---- spells
 

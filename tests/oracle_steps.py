@@ -81,18 +81,18 @@ class OrdinarySteps:
         return max(-(-end // self.page_size), len(lease.pages))
 
     def _room_for_pages(self, lease: Lease, pages: int) -> bool:
-        if self.store.make_room(0, pages):
+        if self.store.make_room(0, pages, "launch"):
             return True
         source = lease.read if self.arena.unified and lease.fresh and lease.copy_from is None else None
         if source is None or source.pins > 1 or not self.store.would_fit(0, pages, lease.live_slot):
             return False
         self._take_back(lease, source)
-        return self.store.make_room(0, pages)
+        return self.store.make_room(0, pages, "launch")
 
     def _take_back(self, lease: Lease, source: Checkpoint) -> None:
         """Rather than wait for ever, the lease gives up the checkpoint it reads and goes on in its slot."""
         lease.read, source.pins = None, 0  # at no moment may it leave: it is worth nothing
-        self.store.remove(source)
+        self.store.remove(source, "taken_back")
         self.arena.free_slot(lease.live_slot)
         lease.live_slot, lease.fresh = source.slot, False
         self.counters["dropped_checkpoints"] += 1
@@ -114,7 +114,7 @@ class OrdinarySteps:
 
     def _optional_slot(self, kind: Any, spare: bool) -> int | None:
         limit = NO_RANK if spare else self.placement.limit(kind)
-        if self.store.make_room(1, 0, limit):
+        if self.store.make_room(1, 0, "checkpoint", limit):
             return self.arena.take_slot()
         self.counters["dropped_checkpoints"] += not spare
         self.events["spare_dropped"] += spare

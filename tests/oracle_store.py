@@ -237,16 +237,16 @@ class Store:
             assert checkpoint.pins >= 0
             self.refile(checkpoint)
 
-    def evict(self, checkpoint: Checkpoint) -> None:
+    def evict(self, checkpoint: Checkpoint, why: str) -> None:
         assert not checkpoint.pins
         if self.learned is not None:
             self.learned.evicted(checkpoint)
         self.arena.free_slot(checkpoint.slot)
-        self.remove(checkpoint)
+        self.remove(checkpoint, why)
         self.evicted[checkpoint.kind] += 1
 
-    def remove(self, checkpoint: Checkpoint) -> None:
-        """Takes a checkpoint out of what is known; its slot is the caller's."""
+    def remove(self, checkpoint: Checkpoint, why: str) -> None:
+        """Takes a checkpoint out of what is known; its slot is the caller's. `why`: what it leaves for."""
         del self.checkpoints[checkpoint.key]
         if checkpoint.filed is not None:
             del self.order[checkpoint.filed]
@@ -255,7 +255,7 @@ class Store:
             self.uncount(checkpoint.tail)
         self.prune(checkpoint.key)
         if self.learned is not None:
-            self.learned.left(checkpoint)
+            self.learned.left(checkpoint, why)
 
     def victim(self, slots: int, limit: int) -> Checkpoint | None:
         within = [c for c in self.in_order() if self.rank(c) <= limit]
@@ -263,7 +263,7 @@ class Store:
             within = [c for c in within if not self.children(c.key)] or within
         return within[0] if within else None
 
-    def make_room(self, slots: int, pages: int, limit: int | None = None) -> bool:
+    def make_room(self, slots: int, pages: int, why: str, limit: int | None = None) -> bool:
         if self.arena.satisfied(slots, pages):
             return True
         if limit is None and not self.would_fit(slots, pages):
@@ -272,7 +272,7 @@ class Store:
             victim = self.victim(slots, ANY_RANK if limit is None else limit)
             if victim is None:
                 return False
-            self.evict(victim)
+            self.evict(victim, why)
         return True
 
     def would_fit(self, slots: int, pages: int, spare: int | None = None) -> bool:
@@ -281,7 +281,7 @@ class Store:
         if spare is not None:
             trial.arena.free_slot(spare)
         for checkpoint in list(trial.order.values()):
-            trial.evict(checkpoint)
+            trial.evict(checkpoint, "what if")
         return trial.arena.satisfied(slots, pages)
 
 

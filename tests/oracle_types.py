@@ -8,11 +8,20 @@ from typing import Any, NamedTuple
 from tests.oracle_store import Checkpoint, Key, Symbol
 
 
+class Missed(NamedTuple):
+    position: int
+    kind: str | None
+    cause: str
+    requests_ago: int | None
+    time_ago: int | None
+
+
 class Match(NamedTuple):
     length: int
     kv_length: int
     reason: str
     diverged: bool
+    missed: Missed | None = None
 
 
 class Wanted(NamedTuple):

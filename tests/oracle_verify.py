@@ -70,7 +70,7 @@ class VerifySteps(OrdinarySteps):
         if uncovered:
             n, r = uncovered[0] - begin, min(r, uncovered[0] - begin)
         total_pages = self.pages_for(lease, n, r)
-        if not self.store.make_room(r, total_pages - len(lease.pages)):
+        if not self.store.make_room(r, total_pages - len(lease.pages), "launch"):
             self.counters["refused_launches"] += 1
             self.events["no_room_for_rows"] += 1
             return None

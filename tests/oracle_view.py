@@ -13,6 +13,8 @@ from tests.oracle_store import Arena, Key, Store
 from tests.oracle_transcript import Transcript
 from tests.oracle_types import Lease
 
+CAUSES = ("never_made", "reserve", "launch", "fork", "checkpoint", "cap", "clear", "taken_back", "no_room")
+
 
 class View:
     page_size: int
@@ -57,7 +59,8 @@ class View:
             "taken_slots": len(self.arena.slots),
             "cached_bytes": self.cached_bytes(),
         }
-        return {**self.counters, **evicted, **gauges}
+        missed = {name: self.counters[name] for name in (f"missed_{cause}" for cause in CAUSES)}
+        return {**self.counters, **evicted, **missed, **gauges}
 
     def shape(self) -> list[tuple[Any, ...]]:
         """Every node: salt, begin, depth, pages, checkpoint (kind, slot, tail, tick, superseded, pins)."""

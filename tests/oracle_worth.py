@@ -133,9 +133,10 @@ class Worths:
     def fork(self, parent: Trail, source: Checkpoint | None) -> Trail:
         return self.history.follow(parent, self.valued[source.key].record if source is not None else None)
 
-    def left(self, checkpoint: Checkpoint) -> None:
+    def left(self, checkpoint: Checkpoint, why: str) -> None:
         """It is a ghost now; its support goes last."""
         record = self.valued[checkpoint.key].record
+        self.history.remember_leaving(record, checkpoint.kind, why)
         record.checkpoint = None
         self.history.give(record, record.index + record.flow)
         del self.valued[checkpoint.key]

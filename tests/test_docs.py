@@ -7,6 +7,7 @@ page run in order and share their names, as a reader would type them; `SETUPS` h
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -84,8 +85,13 @@ def test_every_block_is_of_a_language_that_is_run_or_is_no_code(page: Path) -> N
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
 def test_the_python_of_a_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    logger = logging.getLogger("hybridcache")
+    level = logger.level
     text = page.read_text()
-    run = run_python(page.name, text, SETUPS.get(page.name, dict)())
+    try:
+        run = run_python(page.name, text, SETUPS.get(page.name, dict)())
+    finally:
+        logger.setLevel(level)  # a page turns the log on
     assert run == sum(block.language in PYTHON for block in blocks(text))
 
 

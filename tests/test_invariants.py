@@ -6,10 +6,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
+from hybridcache.values import Missed
 from tests.conftest import Driver, tokens
 
 
@@ -178,7 +180,7 @@ def test_i8_nothing_crosses_a_salt(driver: Driver) -> None:
     prompt = tokens(40)
     driver.turn(prompt, [1, 2], salt=b"one")
     for salt in (b"", b"two", b"one\0"):
-        assert driver.cache.match(prompt, salt=salt) == (0, 0, "cold", False)
+        assert driver.cache.match(prompt, salt=salt) == (0, 0, "cold", False, None)
         assert driver.cache.pin(prompt, salt=salt) is None
     driver.turn(prompt, [1, 2], salt=b"two")
     assert driver.start == 0
@@ -268,21 +270,24 @@ def test_i11_state_and_kv_have_one_length_at_every_restore() -> None:
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
-        ([9, 9], (0, 0, "cold", True)),
-        ([1, 2, 3, 4, 5, 6, 7, 8, 9], (8, 8, "complete", False)),
-        ([1, 2, 3, 4, 5, 6, 7, 8], (6, 8, "remainder", False)),
-        ([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], (8, 8, "unknown", False)),
-        ([1, 2, 3, 4, 5, 6, 7, 9, 9], (6, 7, "no_checkpoint", True)),
-        ([1, 2, 3, 4], (0, 4, "no_checkpoint", False)),
-        ([1, 2, 3, 4, 5, 6, 9, 9], (6, 6, "unknown", True)),
+        ([9, 9], (0, 0, "cold", True, None)),
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9], (8, 8, "complete", False, None)),
+        ([1, 2, 3, 4, 5, 6, 7, 8], (6, 8, "remainder", False, 7)),
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], (8, 8, "unknown", False, None)),
+        ([1, 2, 3, 4, 5, 6, 7, 9, 9], (6, 7, "no_checkpoint", True, 7)),
+        ([1, 2, 3, 4], (0, 4, "no_checkpoint", False, 3)),
+        ([1, 2, 3, 4, 5, 6, 9, 9], (6, 6, "unknown", True, None)),
     ],
 )
-def test_i12_a_match_says_why(driver: Driver, query: list[int], expected: tuple[int, int, str, bool]) -> None:
+def test_i12_a_match_says_why(driver: Driver, query: list[int], expected: tuple[Any, ...]) -> None:
+    """The last of `expected`: where a state was never made that would have helped."""
     driver.turn([1, 2, 3, 4, 5, 6], [7, 8])
-    assert driver.cache.match(query) == expected
+    *known, position = expected
+    missed = None if position is None else Missed(position, None, "never_made", None, None)
+    assert driver.cache.match(query) == (*known, missed)
     lease = driver.cache.reserve(query)
     assert lease is not None
-    assert lease.match == expected and lease.start == expected[0]
+    assert lease.match == (*known, missed) and lease.start == expected[0]
 
 
 def test_a_walk_does_not_go_on_into_the_children_of_a_child_that_differs(driver: Driver) -> None:

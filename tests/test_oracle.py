@@ -17,7 +17,7 @@ from tests.actions import random_walk
 from tests.harness import Config, Flight, Harness, draw_config
 from tests.oracle import Oracle
 from tests.oracle_store import Arena, Store
-from tests.oracle_types import Lease, OpenStep, Step, Wanted
+from tests.oracle_types import Lease, Missed, OpenStep, Step, Wanted
 from tests.walk_events import WALK_EVENTS
 
 
@@ -130,20 +130,24 @@ def test_fixed_regions_never_trade_and_the_last_slab_may_be_short() -> None:
 # ---- match
 
 
+def never_made(position: int) -> Missed:
+    return Missed(position, None, "never_made", None, None)
+
+
 def test_match_reasons() -> None:
     h = harness()
     path = list(range(1, 11))
-    assert h.oracle.match(path) == (0, 0, "cold", False)
+    assert h.oracle.match(path) == (0, 0, "cold", False, None)
     conversation(h, path)
     assert depths(h) == [10] and kinds(h) == {10: "prompt_end"}
-    assert h.oracle.match(path) == (0, 10, "remainder", False)
-    assert h.oracle.match([*path, 7]) == (10, 10, "complete", False)
-    assert h.oracle.match([*path, 7, 7]) == (10, 10, "unknown", False)
-    assert h.oracle.match([*path[:6], 77]) == (0, 6, "no_checkpoint", True)
-    assert h.oracle.match(path[:6]) == (0, 6, "no_checkpoint", False), (
+    assert h.oracle.match(path) == (0, 10, "remainder", False, never_made(9))
+    assert h.oracle.match([*path, 7]) == (10, 10, "complete", False, None)
+    assert h.oracle.match([*path, 7, 7]) == (10, 10, "unknown", False, None)
+    assert h.oracle.match([*path[:6], 77]) == (0, 6, "no_checkpoint", True, never_made(6))
+    assert h.oracle.match(path[:6]) == (0, 6, "no_checkpoint", False, never_made(5)), (
         "I3, and nothing diverges at the end of the prompt"
     )
-    assert h.oracle.match([*path, 7], salt=b"other") == (0, 0, "cold", False), "I8"
+    assert h.oracle.match([*path, 7], salt=b"other") == (0, 0, "cold", False, None), "I8"
 
 
 def test_a_partial_match_in_one_child_does_not_go_on_in_that_childs_children() -> None:
@@ -548,7 +552,8 @@ def test_alone_a_request_gives_up_its_own_hit_rather_than_wait_for_ever() -> Non
     h = harness(page_size=2, per_slab=1, slabs=5)
     conversation(h, [1, 2])
     flight = opened(h, [1, 2, 3, 4, 5, 6, 7])
-    assert flight.oracle.start == 0 and flight.oracle.match == (0, 2, "no_room", False)
+    given_up = Missed(2, "prompt_end", "no_room", 0, None)
+    assert flight.oracle.start == 0 and flight.oracle.match == (0, 2, "no_room", False, given_up)
     assert not h.oracle.store.checkpoints
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hybridcache.cache import HybridCache
+from hybridcache.values import Missed
 from tests.conftest import Driver, tokens
 
 
@@ -28,7 +29,7 @@ def test_2_a_match_is_not_read_from_a_checkpoint_that_has_left() -> None:
     driver = Driver(page_size=4, pages_per_slab=2, slabs=3, interior_spacing=1000, pass_cost=1000)
     driver.turn(list(range(8)))
     driver.turn([*range(8), 9])
-    assert driver.match == (0, 8, "no_room", False)
+    assert driver.match == (0, 8, "no_room", False, Missed(8, "prompt_end", "no_room", 0, None))
 
 
 def test_3_a_list_that_changes_while_it_is_read() -> None:
@@ -124,7 +125,7 @@ def test_8_a_fork_says_what_its_parent_found() -> None:
     driver.step(lease, 6)
     child = lease.fork()
     assert child is not None
-    assert child.match == lease.match == (0, 0, "cold", False)
+    assert child.match == lease.match == (0, 0, "cold", False, None)
 
 
 def test_9_a_batch_from_a_generator(driver: Driver) -> None:

@@ -151,6 +151,9 @@ def test_nothing_that_happened_is_left_out_of_the_tables() -> None:
         beyond = result.beyond.get(reason, 0)
         share = f"{100 * tokens / result.prompt_tokens:.2f} ({100 * beyond / result.prompt_tokens:.2f})"
         assert reason in text and share in text
+    assert {"never_made", "cap"} <= set(result.missed_by)
+    for cause, tokens in result.missed_by.items():
+        assert cause in text and f"{100 * tokens / result.prompt_tokens:.2f}" in text
     assert f"{result.extra_passes}" in text and "commit" in text
 
 

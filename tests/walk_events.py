@@ -3,6 +3,8 @@
 They are counted in Harness.events, SymbolicMemory.events and the oracle's; Harness.total_events adds them up.
 """
 
+from tests.oracle_view import CAUSES
+
 WALK_EVENTS = (
     "hit",
     "evicted",
@@ -99,3 +101,6 @@ TRANSCRIPT_EVENTS = (
         for what in ("eviction", "merge", "merge_above", "split", "truncation", "clear")
     ),
 )
+
+# What matches have missed, by cause (docs/design.md, section 3), in probes, matches and reserves.
+MISSED_EVENTS = tuple(f"missed_{cause}" for cause in CAUSES)

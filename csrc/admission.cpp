@@ -26,11 +26,13 @@ bool Admission::evict_until(const Need& need, Worth limit, Cause why) {
   return true;
 }
 
-// Each unpinned checkpoint gives one slot, and in the unified arena a whole slab: often that alone decides.
+// Each unpinned checkpoint gives one slot, and in the unified arena a whole slab; in the fixed one all pages are free
+// that nobody can have pinned. Mostly that alone decides.
 bool Admission::feasible(const Need& need, const Node* held) const {
   if (arena_.satisfies(need.slots, need.pages)) return true;
   const auto unpinned = eviction_.unpinned();
   if (arena_.fixed() && arena_.free_slots() + unpinned < need.slots) return false;
+  if (arena_.fixed() && arena_.num_pages() - most_pinned_pages_(held) >= need.pages) return true;
   if (!arena_.fixed() && arena_.free_pages(need.slots - unpinned) >= need.pages &&
       arena_.free_slots() + unpinned >= need.slots)
     return true;

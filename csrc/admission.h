@@ -19,9 +19,14 @@ class Admission {
  public:
   // Calls its first argument with every page that a lease, a pin or `held` holds, possibly more than once.
   using EachPinnedPage = std::function<void(const std::function<void(PageId)>&, const Node* held)>;
+  // No fewer than it calls it with, each page counted once: a bound that takes no look at any page.
+  using MostPinnedPages = std::function<std::int64_t(const Node* held)>;
 
-  Admission(Arena& arena, Eviction& eviction, EachPinnedPage each_pinned_page)
-      : arena_(arena), eviction_(eviction), each_pinned_page_(std::move(each_pinned_page)) {}
+  Admission(Arena& arena, Eviction& eviction, EachPinnedPage each_pinned_page, MostPinnedPages most_pinned_pages)
+      : arena_(arena),
+        eviction_(eviction),
+        each_pinned_page_(std::move(each_pinned_page)),
+        most_pinned_pages_(std::move(most_pinned_pages)) {}
 
   // All or nothing: evicts in order until `need` is there; false, and nothing changed, if evicting everything unpinned
   // would not do. `held` is what the caller itself has pinned so far and nobody else knows of: its own hit is no room.
@@ -40,6 +45,7 @@ class Admission {
   Arena& arena_;
   Eviction& eviction_;
   EachPinnedPage each_pinned_page_;
+  MostPinnedPages most_pinned_pages_;
 };
 
 }  // namespace hybridcache

@@ -29,7 +29,9 @@ Cache::Cache(const Options& options)
       tree_(options_.paging, arena_, contents_, digest_),
       journal_(options_.paging, tree_, contents_),
       eviction_(options_, tree_, history_),
-      admission_(arena_, eviction_, [this](const auto& visit, const Node* held) { each_pinned_page(visit, held); }),
+      admission_(
+          arena_, eviction_, [this](const auto& visit, const Node* held) { each_pinned_page(visit, held); },
+          [this](const Node* held) { return most_pinned_pages(held); }),
       placement_(options_),
       transcripts_(options_.paging, tree_, contents_) {
   if (options_.events) tree_.watch_holdings(&journal_);
@@ -200,6 +202,17 @@ void Cache::each_pinned_page(const std::function<void(PageId)>& visit, const Nod
   }
   for (const auto& [id, pin] : pins_) path(pin);
   if (held != nullptr) path(held);
+}
+
+// From where a lease resumed on, the tree may have pages of its own for what the lease has in its table. O(leases + pins).
+std::int64_t Cache::most_pinned_pages(const Node* held) const {
+  std::int64_t pages = held == nullptr ? 0 : paging().whole(held->depth) + 1;  // with a tail
+  for (const auto& [id, lease] : leases_) {
+    const auto beyond = paging().whole(lease->anchor->depth) - paging().whole(lease->course.start);
+    pages += std::ssize(lease->pages) + beyond + 2;  // with tails at the anchor and where it reads
+  }
+  for (const auto& [id, pin] : pins_) pages += paging().whole(pin->depth) + 1;
+  return pages;
 }
 
 // ---------------------------------------------------------------- fork

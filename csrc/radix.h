@@ -10,12 +10,22 @@
 
 namespace hybridcache {
 
-// Length of the common prefix: memcmp over ever shorter strides, then token by token.
+// Length of the common prefix: one memcmp of what is left, in long strides; where they differ over shorter ones, then
+// token by token.
 inline std::size_t common_prefix(std::span<const Token> a, std::span<const Token> b) {
+  constexpr std::size_t kLongest = 4096;
   const auto n = std::min(a.size(), b.size());
   std::size_t i = 0;
-  for (const std::size_t stride : {1024, 128, 16}) {
-    while (i + stride <= n && std::memcmp(&a[i], &b[i], stride * sizeof(Token)) == 0) i += stride;
+  const auto go_on = [&](std::size_t stride) {
+    const bool equal = std::memcmp(a.data() + i, b.data() + i, stride * sizeof(Token)) == 0;
+    if (equal) i += stride;
+    return equal;
+  };
+  while (i < n && go_on(std::min(kLongest, n - i))) {
+  }
+  for (const std::size_t stride : {128, 16}) {
+    while (i + stride <= n && go_on(stride)) {
+    }
   }
   while (i < n && a[i] == b[i]) ++i;
   return i;

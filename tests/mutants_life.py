@@ -61,6 +61,14 @@ never_made_as_far_as_history_knows: I12
 """
 
 CACHE = r"""
+pins_counted_as_room: I6
+- for (const auto& [id, pin] : pins_) pages += paging().whole(pin->depth) + 1;
+duplicates_are_room: I6
+- std::ssize(lease->pages) + beyond + 2;
++ std::ssize(lease->pages);
+its_own_hit_is_room: I6
+- held == nullptr ? 0 : paging().whole(held->depth) + 1;
++ 0;
 reserve_whole_prompt: I3
 - const auto walk = this->walk(prompt, length - 1);
 + const auto walk = this->walk(prompt, length);

@@ -260,6 +260,9 @@ states_leave_for_pages: two-budgets
 + false;
 slots_not_feasible_unnoticed: I6 two-budgets
 - if (arena_.fixed() && arena_.free_slots() + unpinned < need.slots) return false;
+all_but_the_leases_free: I6
+- most_pinned_pages_(held) >= need.pages
++ need.pages >= need.pages
 held_is_room: I6
 - each_pinned_page_(mark, held);
 + each_pinned_page_(mark, nullptr);
@@ -290,6 +293,9 @@ RADIX = r"""
 a_quarter_compared: I2 key-dropped
 - stride * sizeof(Token)) == 0
 + stride) == 0
+strides_overlap: I2
+- if (equal) i += stride;
++ if (equal) i += stride + 1;
 """
 
 TRANSCRIPT = r"""

@@ -195,3 +195,15 @@ def test_every_question_at_a_reserve_is_counted() -> None:
         driver.turn(tokens(40, seed), [1])
     # Only what is not spare counts as dropped: questions 48, 64 and 80, of the cut and of the prompt's end.
     assert driver.cache.stats()["dropped_checkpoints"] == 6
+
+
+def test_in_the_fixed_arena_a_requests_own_hit_is_no_room_for_it_either() -> None:
+    """Its own path was left out of the most pages that may be pinned: another conversation left in vain."""
+    driver = Driver(num_pages=16, num_slots=8, interior_spacing=1000, pass_cost=1000)
+    driver.turn(tokens(12, seed=5))  # 3 pages, which alone would not do
+    driver.turn(tokens(18))  # 4 pages and a tail
+    held = driver.cache.reserve(tokens(8, seed=9))
+    assert held is not None
+    before = driver.cache.dump()
+    assert driver.cache.reserve(tokens(56)) is None  # 10 pages beyond its hit; 9 are neither its own nor held
+    assert driver.cache.dump() == before

@@ -68,13 +68,16 @@ def move(rows: torch.Tensor, moves: torch.Tensor, first: int, capacity: int) -> 
     programs = min(capacity * -(-words // _CHUNK), _PROGRAMS * _multiprocessors(rows.device))
     if not programs:
         return
-    with _current(rows.device):
+    with current(rows.device):
         _move[(programs,)](rows, moves, first, words // 2, stride // 2, CHUNK=_CHUNK, num_warps=_WARPS)
 
 
-def _current(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device. To ask which one that is costs a tenth of setting it."""
-    return nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device)
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device. To ask which one that is costs a tenth of setting it. Tensors of
+    the CPU have no index: Triton's interpreter takes them as they are."""
+    if device.index is None or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 @cache

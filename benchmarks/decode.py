@@ -156,7 +156,7 @@ def forms(rule: Rules, inputs: Inputs, tokens: int) -> dict[str, tuple[Layer, Th
         return decode(*inputs.rule(), state, reads, writes)
 
     def theirs(state: torch.Tensor, reads: torch.Tensor, writes: torch.Tensor) -> Any:
-        """It returns the last state only, so each token is a call of its own, from where the last one left it."""
+        """It returns the last state only, so each token is a call of its own that goes on from the last."""
         rows = []
         for token in range(tokens):
             target = writes[:, token].contiguous()

@@ -13,22 +13,21 @@ import triton.language as tl
 
 from hybridcache._kernels import current
 
-# Which part of a head's state one program takes, [K, COLUMNS], and with how many warps: as measured, see
-# benchmarks/README.md. A program of 8 columns and one warp keeps 32 numbers of a 128 x 128 head in each
-# thread.
-_COLUMNS = 8
-_WARPS = 1
+# Channels of one program of the convolution. What a program of `_advance` takes of a head is its caller's
+# choice, always with one warp: as measured, see benchmarks/README.md. From so many columns on states leave
+# the L2 first; with fewer, whose reads are shorter than its lines, that costs more than it brings.
 _CHANNELS = 256
+_LEAVES_FIRST = 32
 
 
 @triton.jit(do_not_specialize=["tokens", "reads_stride", "writes_stride"])  # type: ignore[untyped-decorator]
 def _advance(  # type: ignore[no-untyped-def]
     q, k, v, g, beta, out, state, reads, chosen, writes, scale, tokens,
-    q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, g_row, g_token, beta_row, beta_token,
-    slot_stride, reads_stride, writes_stride,
+    q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head,
+    g_row, g_token, beta_row, beta_token, slot_stride, reads_stride, writes_stride,
     HEADS: tl.constexpr, VALUE_HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, NORMALISE: tl.constexpr,  # noqa: N803
-    CHOSEN: tl.constexpr,  # noqa: N803
+    CHOSEN: tl.constexpr, EVICT: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     """Program p advances `COLUMNS` columns of one head of one sequence by all of its tokens."""
     tiles: tl.constexpr = (V + COLUMNS - 1) // COLUMNS
@@ -46,7 +45,9 @@ def _advance(  # type: ignore[no-untyped-def]
     source = tl.load(reads).to(tl.int64)
     # The factor stands last, so that the compiler sees multiples of 16 bytes.
     there = (at_k < tl.where(source < 0, 0, K))[:, None] & in_v[None, :]
-    held = tl.load(state + source * slot_stride * WIDTH + cells, there, 0.0).to(tl.float32)
+    held = tl.load(state + source * slot_stride * WIDTH + cells, there, 0.0, eviction_policy=EVICT).to(
+        tl.float32
+    )
     q += row * q_row + key_head * q_head + at_k
     k += row * k_row + key_head * k_head + at_k
     v += row * v_row + head * v_head + at_v
@@ -69,7 +70,12 @@ def _advance(  # type: ignore[no-untyped-def]
         tl.store(out, tl.sum(held * query[:, None], 0).to(out.dtype.element_ty), in_v)
         target = tl.load(writes).to(tl.int64)
         there = (at_k < tl.where(target < 0, 0, K))[:, None] & in_v[None, :]
-        tl.store(state + target * slot_stride * WIDTH + cells, held.to(state.dtype.element_ty), there)
+        tl.store(
+            state + target * slot_stride * WIDTH + cells,
+            held.to(state.dtype.element_ty),
+            there,
+            eviction_policy=EVICT,
+        )
         q += q_token
         k += k_token
         v += v_token
@@ -137,13 +143,14 @@ def advance(
     writes: torch.Tensor,
     scale: float,
     normalise: bool,
+    columns: int,
 ) -> torch.Tensor:
     """`gated_delta.decode` in one launch; arguments are not checked here, `reads` is [N, C]."""
     count, tokens, heads, dim = q.shape
     value_heads, value_dim = v.shape[2:]
     out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     width = 1 if state.stride(0) % 4 else 4
-    programs = count * value_heads * triton.cdiv(value_dim, _COLUMNS)
+    programs = count * value_heads * triton.cdiv(value_dim, columns)
     if not programs or not tokens:
         return out
     with current(state.device):
@@ -152,7 +159,8 @@ def advance(
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *g.stride()[:2], *beta.stride()[:2],
             state.stride(0) // width, reads.stride(0), writes.stride(0),
             HEADS=heads, VALUE_HEADS=value_heads, K=dim, V=value_dim, ROWS=triton.next_power_of_2(dim),
-            COLUMNS=_COLUMNS, WIDTH=width, NORMALISE=normalise, CHOSEN=chosen is not None, num_warps=_WARPS,
+            COLUMNS=columns, WIDTH=width, NORMALISE=normalise, CHOSEN=chosen is not None,
+            EVICT="evict_first" if columns >= _LEAVES_FIRST else "", num_warps=1,
         )  # fmt: skip
     return out
 

@@ -20,7 +20,7 @@ LARGE = 64 << 20  # bytes of states in a step from which on it is the memory tha
 def tables(rows: Rows) -> str:
     """One model and rank: a line an operation and count, `launched us / replayed us` of a whole step."""
     head = ["us a step, launched / replayed", "MiB", "ours", "TB/s", "of ceiling"]
-    lines = [[*head, "with copies", "x", "MiB gathered", "scattered", "bits"]]
+    lines = [[*head, "with copies", "x", "MiB gathered", "scattered", "bits, 8 columns"]]
     for row in rows:
         other = peer(rows, row)
         if row["form"] != OURS or other is None:

@@ -240,7 +240,10 @@ def begun(options: argparse.Namespace, about: dict[str, Any], model: PreTrainedM
             found, expected = ({**each[name], "date": None} for each in (before, result))
             if found != expected:
                 raise ValueError(f"--json {options.json}: {name} {found}, expected {expected}")
-        result |= {name: before[name] for name in (*PARTS, "dates")}
+        result |= {name: before[name] for name in PARTS}
+        result["dates"] = before.get("dates") or {
+            name: before["machine"]["date"] for name in PARTS if before[name]
+        }
     return result
 
 

@@ -60,9 +60,10 @@ def decode(
     -1. A row may write the slot that it reads; no slot is written twice, or read by another row. Ids are not
     checked: that would wait for the device.
     columns: how many of a head's V columns one program of the kernel takes, 8 to 128; it decides the order of
-    sums, so bits depend on it, and on nothing else: not on N, T, the slots or the other rows. 32 is the
-    fastest where there is much to do, 16 by up to 15 % where a step has less than 256 heads (N * HV), 8 gives
-    the bits of flash-linear-attention 0.6.0's `fused_recurrent_gated_delta_rule`, a quarter slower.
+    sums, so bits depend on it (and on dtypes, and whether addresses and strides are multiples of 16 bytes),
+    but not on N, T, the slots or the other rows. 32 is the fastest where there is much to do; 16 is, by up to
+    15 %, where a step has less than 256 heads (N * HV); 8 gives the bits of flash-linear-attention 0.6.0's
+    `fused_recurrent_gated_delta_rule`, and takes a quarter longer.
 
     TypeError for what is no tensor or of a wrong dtype, ValueError for shapes, strides and devices that do
     not fit together. Cost on CUDA: one launch, which reads a state a row and writes one for each id that is

@@ -79,7 +79,7 @@ class Case:
         self.value_heads = self.heads * chosen.choice([1, 2, 4])
         self.dim, self.value_dim = chosen.choice([(16, 24), (8, 8), (5, 9), (32, 16), (12, 17)])
         self.dtype = chosen.choice([torch.float32, torch.bfloat16])
-        self.state_dtype = torch.float32
+        self.state_dtype, self.beside = torch.float32, chosen.choice([3, 16])
         self.gap = chosen.choice([4, 4, 3, 0])
         vars(self).update(fixed)
         self.slots = 4 + self.rows * (2 + self.tokens)
@@ -88,8 +88,8 @@ class Case:
 
     def inputs(self) -> None:
         keys, values = self.heads * self.dim, self.value_heads * self.value_dim
-        mixed = self.normal(self.rows, self.tokens, 2 * keys + values + 3).to(self.dtype)
-        q, k, v, _ = mixed.split([keys, keys, values, 3], dim=-1)
+        mixed = self.normal(self.rows, self.tokens, 2 * keys + values + self.beside).to(self.dtype)
+        q, k, v, _ = mixed.split([keys, keys, values, self.beside], dim=-1)
         self.q, self.k = (each.unflatten(-1, (self.heads, self.dim)) for each in (q, k))
         self.v = v.unflatten(-1, (self.value_heads, self.value_dim))
         self.g = -self.normal(self.rows, self.tokens, self.value_heads).abs() * 0.1
@@ -566,6 +566,7 @@ def test_states_of_a_real_model_beside_flash_linear_attention(rows: int, tokens:
         value_dim=128,
         dtype=torch.bfloat16,
         gap=4,
+        beside=16,
     )
     slots = list(range(2 * rows))
     case.reads, last = case.ints(slots[:rows]), case.ints(slots[rows:])

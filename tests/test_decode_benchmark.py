@@ -1,4 +1,4 @@
-"""The benchmark of decode steps in its tiny form: it runs, counts what is copied, and notices wrong states."""
+"""The benchmark of decode steps in its tiny form: it runs, counts what is copied, notices wrong states."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Owns build/mutants/. Each mutant of mutants_list.py is put into a copy of the tree, compiled as far as it
 reaches, and shown to the tests of the core (Python's to those of pools and states), the cheapest first, then
-to random walks beside the oracle. It is killed when one of them fails, crashes or takes too long. The run fails unless
-the unchanged tree passes, every snippet still occurs exactly once, and every mutant is killed.
+to random walks beside the oracle. It is killed when one of them fails, crashes or takes too long. The run
+fails unless the unchanged tree passes, every snippet still occurs exactly once, and every mutant is killed.
 """
 
 from __future__ import annotations

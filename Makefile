@@ -42,7 +42,7 @@ test: .venv/built
 # Warnings of whatever torch the machine has are no errors.
 test-gpu:
 	$(PYTHON) setup.py --quiet build_ext --inplace
-	$(PYTHON) -m pytest -W default tests/test_gpu.py tests/test_pools.py
+	$(PYTHON) -m pytest -W default tests/test_gpu.py tests/test_pools.py tests/test_gated_delta.py
 
 ACTIONS ?= 1000000
 CALLS ?= 1000000

@@ -16,6 +16,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ from benchmarks.ttft_model import (
 from benchmarks.ttft_talk import ARTICLE, TINY, Profile, Talk, first_token, go_on
 from hybridcache.hf import CachedModel, Request
 
-RUNS = 3  # of each turn, cached and ideal by turns: medians count
+RUNS = 5  # of each turn, cached and ideal by turns: medians count
+PARTS = ("alone", "inner", "together")
 
 
 def cold(model: PreTrainedModel, prompt: torch.Tensor) -> tuple[float, int]:
@@ -126,6 +128,7 @@ def alone(engine: CachedModel, model: PreTrainedModel, profile: Profile) -> list
         kept = engine.bridge.load(lease.pages, lease.live_slot, lease.committed)
         row["exact"] &= same(kept, talk.never_left.cache)
         del kept
+        cold(model, prompt)  # what is tuned or planned for its length is, before it is timed
         row["cold_ms"], row["cold_bytes"] = cold(model, prompt)
         rows.append(finish(talk, request, prompt, generated, row, turn))
     return rows
@@ -201,6 +204,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--talks", type=int, default=4, help="conversations that take turns (0: none)")
     parser.add_argument("--turns", type=int, default=None, metavar="N", help="fewer turns than the profile")
     parser.add_argument("--talk-turns", type=int, default=None, metavar="N", help="of those that take turns")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="only these; others stay as FILE has them"
+    )
     parser.add_argument("--minutes", type=float, default=60, help="begin no more rounds of turns after that")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--plot", metavar="FILE", help="draw them there, if matplotlib is installed")
@@ -218,26 +224,60 @@ def save(result: dict[str, Any], path: str | None) -> None:
         Path(path).write_text(json.dumps(result, indent=1) + "\n")
 
 
+def begun(options: argparse.Namespace, about: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+    """The figures of no part yet; of some, if the file has them from the same kind of machine and profile."""
+    result = {
+        "machine": about,
+        "profile": options.profile._asdict(),
+        "weights_bytes": memory(model.device),
+        "alone": [],
+        "inner": {},
+        "together": [],
+        "dates": {},
+    }
+    if options.json and len(options.parts) < len(PARTS) and Path(options.json).exists():
+        before = json.loads(Path(options.json).read_text())
+        for name in ("profile", "machine"):
+            found, expected = ({**each[name], "date": None} for each in (before, result))
+            if found != expected:
+                raise ValueError(f"--json {options.json}: {name} {found}, expected {expected}")
+        result |= {name: before[name] for name in PARTS}
+        result["dates"] = before.get("dates") or {
+            name: before["machine"]["date"] for name in PARTS if before[name]
+        }
+    return result
+
+
+def measure(
+    options: argparse.Namespace, model: PreTrainedModel, until: float
+) -> Iterator[tuple[str, Any, str]]:
+    """Part after part: its name, its figures, its table."""
+    profile, talks = options.profile, options.talk_profile
+    if "alone" in options.parts:
+        rows = alone(engine_for(model, profile, 1), model, profile)
+        yield "alone", rows, report.turns(rows)
+    if "inner" in options.parts:
+        costs = measure_inner(model, profile)
+        yield "inner", costs, report.inner(costs)
+    if "together" in options.parts and options.talks:
+        engine = engine_for(model, talks, options.talks)
+        rows = together(engine, model, talks, options.talks, until)
+        yield "together", rows, report.talks(rows)
+
+
 def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
     until = time.monotonic() + 60 * options.minutes
     device, profile = options.device, options.profile
     about = {**describe(device), **versions()}
     model = build(device, tiny=options.tiny)
-    result: dict[str, Any] = {"machine": about, "profile": profile._asdict(), "weights_bytes": memory(device)}
+    result = begun(options, about, model)
     print(report.heading(about, model), flush=True)
     warm_up(model, profile)
-    result["alone"] = alone(engine_for(model, profile, 1), model, profile)
-    print(report.turns(result["alone"]), flush=True)
-    save(result, options.json)
-    result["inner"] = measure_inner(model, profile)
-    print(report.inner(result["inner"]), flush=True)
-    save(result, options.json)
-    result["together"] = []
-    if options.talks:
-        engine = engine_for(model, options.talk_profile, options.talks)
-        result["together"] = together(engine, model, options.talk_profile, options.talks, until)
-    print(report.talks(result["together"]), flush=True)
+    for name, figures, table in measure(options, model, until):
+        result[name], result["dates"][name] = figures, about["date"]
+        print(table, flush=True)
+        save(result, options.json)
     gc.unfreeze()
     result["bounds"] = report.bounds(result)
     print(report.bounds_table(result["bounds"]), flush=True)

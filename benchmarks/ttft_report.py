@@ -105,11 +105,15 @@ def bounds(result: dict[str, Any]) -> Rows:
     later = [row for row in result["alone"] if row["turn"]]
     faster = _worst(min, (row["cold_ms"] / row["cached_ms"] for row in later))
     found.append(_bound("alone: cold / cached, the worst turn", faster, FASTER, "at least"))
-    first = [row["cached_ms"] / row["ideal_ms"] for row in result["alone"] if not row["turn"]]
-    found.append(_bound("alone: the first turn, through the cache / without", *first, WITHIN, "at most"))
-    costs = {name: row["ms"] for name, row in result["inner"]["next turn"].items()}
-    least = costs["no checkpoint"]
-    saved = (costs["inner checkpoint"] - least) / (costs["second pass"] - least)
+    first = (row["cached_ms"] / row["ideal_ms"] for row in result["alone"] if not row["turn"])
+    found.append(
+        _bound("alone: the first turn, through the cache / without", next(first, None), WITHIN, "at most")
+    )
+    saved = None
+    if result["inner"]:
+        costs = {name: row["ms"] for name, row in result["inner"]["next turn"].items()}
+        least = costs["no checkpoint"]
+        saved = (costs["inner checkpoint"] - least) / (costs["second pass"] - least)
     found.append(_bound("a checkpoint inside a turn: inner / second pass", saved, None, "at most"))
     return found
 
@@ -128,11 +132,13 @@ def plot(result: dict[str, Any], path: str) -> bool:
     from matplotlib import pyplot
 
     figure, (times, ratios) = pyplot.subplots(1, 2, figsize=(10, 4))
-    rows = result["alone"]
+    rows = result["alone"] or result["together"]
     numbers = [row["turn"] + 1 for row in rows]
     for name, label in (("cold_ms", "cold"), ("cached_ms", "cached"), ("ideal_ms", "ideal: never left")):
         style = {"marker": "o", "markersize": 4, "linestyle": "--" if name == "ideal_ms" else "-"}
-        times.semilogy(numbers, [row[name] for row in rows], label=label, **style)
+        points = [(number, row[name]) for number, row in zip(numbers, rows, strict=True) if name in row]
+        if points:
+            times.semilogy(*zip(*points, strict=True), label=label, **style)
     for name, label, marker in (("alone", "one conversation", "o"), ("together", "several in turn", "x")):
         later = [row for row in result[name] if row["turn"]]
         points = [row["cached_ms"] / row["ideal_ms"] for row in later]

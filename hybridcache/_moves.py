@@ -102,6 +102,11 @@ class Move(NamedTuple):
         pairs[1 : 1 + copies, 1] = self.targets
         pairs[1 + copies : 1 + size, 1] = self.zeroes
 
+    def few(self) -> tuple[list[int], list[int]]:
+        """The same as `_kernels.move_few` takes it: sources, -1 for what is zeroed, and targets."""
+        zeroes = self.zeroes.tolist()
+        return self.sources.tolist() + [-1] * len(zeroes), self.targets.tolist() + zeroes
+
     def one_by_one(self) -> None:
         """Row by row: no memory besides the rows themselves."""
         words = self.rows.words

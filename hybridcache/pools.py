@@ -106,8 +106,9 @@ class Pools:
         Applying a plan again changes nothing, and the order within it does not matter. ValueError, before any
         byte changes, for an id outside the geometry (a plan of another cache), a destination named twice or
         also read. RuntimeError while a CUDA graph is captured: it would repeat this one plan (see
-        `captured`). Cost: the bytes moved, O(ids) on the host, which never waits; on CUDA one transfer of
-        ids, and one launch for pages and one for slots; a kind that is empty costs nothing.
+        `captured`). Cost: the bytes moved, O(ids) on the host, which never waits; on CUDA one launch for
+        pages and one for slots, none for a kind that is empty, and one transfer of ids if a kind has more
+        than eight.
         """
         moves = [move for move in self._checked(plan) if move.size]
         if not moves:  # most decode steps
@@ -115,6 +116,10 @@ class Pools:
         _refuse_capture("apply", self.device)
         if self._kernels is None:
             by_torch(moves)
+            return
+        if all(move.size <= self._kernels.FEW for move in moves):
+            for move in moves:
+                self._kernels.move_few(move.rows.words, *move.few())
             return
         sizes = [1 + move.size for move in moves]
         ids = staged(moves, sizes).to(self.device, non_blocking=True)

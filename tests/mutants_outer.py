@@ -134,6 +134,39 @@ wide_tokens_cut_off: key-dropped
 + if (false) {
 """
 
+GATED_DELTA = r"""
+missing_state_not_zero: zero-state
+- held[slots < 0] = 0
++ pass
+missing_state_gathered: zero-state
+- initial.masked_fill_((read_slots < 0)[:, None, None, None], 0)
++ initial.mul_((read_slots >= 0)[:, None, None, None])
+padding_written: late-write
+- there = slots >= 0
++ there = slots >= -1
+first_candidate_read: wrong-bytes
+- column = torch.zeros_like(reads[:, 0]) if chosen is None else chosen
++ column = torch.zeros_like(reads[:, 0])
+decay_after_the_update: wrong-bytes
+- (value - (held * key).sum(-2))
++ (value - (held / g[:, token].float().exp()[..., None, None] * key).sum(-2))
+normalised_by_the_square: wrong-bytes
+- keepdim=True) + 1e-6).sqrt() for each
++ keepdim=True) + 1e-6) for each
+state_before_the_token: state-too-far
+-         _scatter(state, writes[:, token], held)
++         _scatter(state, writes[:, token], held - key * change.unsqueeze(-2))
+last_state_only: wrong-bytes
+-         _scatter(state, writes[:, token], held)
++     _scatter(state, writes[:, token], held)
+columns_one_early: state-too-far
+- columns[..., token + 1 : token + _TAPS])
++ columns[..., token : token + _TAPS - 1])
+one_side_counted: wrong-bytes
+- self.scattered_bytes += initial.numel() * initial.element_size()
++ self.scattered_bytes += 0
+"""
+
 POOLS = r"""
 slots_at_zero: I5 wrong-bytes
 - at.slot_stride, at.slot_offset + offset)
@@ -257,6 +290,7 @@ FILES = {
     "csrc/types.h": TYPES,
     "csrc/bind.cpp": BIND,
     "csrc/tokens.h": TOKENS,
+    "hybridcache/gated_delta.py": GATED_DELTA,
     "hybridcache/pools.py": POOLS,
     "hybridcache/_moves.py": MOVES,
 }

@@ -85,6 +85,20 @@ def test_rows_of_any_size(words: int, count: int) -> None:
         assert torch.equal(buffer, expected), (words, stride, count)
 
 
+@pytest.mark.parametrize("count", range(1, _kernels.FEW + 1))
+@pytest.mark.parametrize("words", [2, 6, CHUNK, CHUNK + 2, 200 * CHUNK + 1022])
+def test_few_moves_are_arguments(words: int, count: int) -> None:
+    buffer, rows = random_rows(3 * count, words, words + 14, seed=words + count)
+    expected = buffer.clone()
+    wanted = expected.as_strided(rows.shape, rows.stride(), 2)
+    order = random.Random(count).sample(range(3 * count), 2 * count)
+    sources = [source if number % 3 else -1 for number, source in enumerate(order[:count], count)]
+    for source, target in zip(sources, order[count:], strict=True):
+        wanted[target] = wanted[source] if source >= 0 else 0
+    _kernels.move_few(rows, sources, order[count:])
+    assert torch.equal(buffer, expected)
+
+
 def test_many_more_rows_than_programs() -> None:
     count = 40_000
     buffer, rows = random_rows(2 * count, 2, 4, seed=1)
@@ -123,6 +137,9 @@ def test_addresses_beyond_two_to_the_31_words(words: int) -> None:
     rows = buffer.as_strided((3, words), (stride, 1))
     for row in range(3):
         rows[row] = row + 1
+    _kernels.move_few(rows, [2], [0])
+    assert bool((rows[0] == 3).all())
+    rows[0] = 1
     run_kernel(rows, (2, 0))
     assert rows.cpu()[:, 0].tolist() == [3, 2, 3] and bool((rows[0] == 3).all())
     run_kernel(rows, (-1, 2), (0, 1))
@@ -317,15 +334,19 @@ def test_plans_are_carried_out_on_the_current_stream() -> None:
 
 
 def test_one_transfer_and_one_launch_per_kind() -> None:
-    pool = poisoned(LAYOUT, fixed(LAYOUT), "cuda")
+    pool = poisoned(LAYOUT, fixed(LAYOUT, 20, 6), "cuda")
     both = Plan(ids([(0, 1), (0, 2)], 2), ids([3, 4]), ids([(0, 1), (0, 2)], 2), ids([3, 4]))
     moves = pool.captured(max_pages=8, max_slots=8)
+    few = _kernels.FEW
+    many = Plan(zero_pages=ids(range(few + 1)), copy_slots=ids([(0, 1)], 2))
     pool.apply(both)
+    pool.apply(many)
     moves.fill(both)
     cases = [
-        (lambda: pool.apply(both), 1, 2),
-        (lambda: pool.apply(Plan(zero_pages=[1])), 1, 1),
-        (lambda: pool.apply(Plan(copy_slots=[(0, 1)])), 1, 1),
+        (lambda: pool.apply(both), 0, 2),
+        (lambda: pool.apply(many), 1, 2),
+        (lambda: pool.apply(Plan(zero_pages=ids(range(few)))), 0, 1),
+        (lambda: pool.apply(Plan(copy_slots=[(0, 1)])), 0, 1),
         (lambda: moves.fill(both), 1, 0),
         (moves.run, 0, 2),
         (pool.captured(max_pages=4, max_slots=0).run, 0, 1),

@@ -150,3 +150,23 @@ def test_bounds_hold_or_fail_as_measured() -> None:
     result["together"] = []
     found = {each["what"]: each["holds"] for each in ttft_report.bounds(result)}
     assert found["together: cached / ideal, the worst turn"] is None
+
+
+def test_parts_are_added_to_a_file_of_the_same_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, plot = tmp_path / "result.json", tmp_path / "result.png"
+    common = ["--tiny", "--turns", "2", "--talks", "1", "--json", str(path), "--plot", str(plot)]
+    ttft.main([*common, "--parts", "alone"])
+    first = json.loads(path.read_text())
+    assert first["alone"] and not first["inner"] and not first["together"] and plot.stat().st_size
+    ttft.main([*common, "--parts", "together"])
+    both = json.loads(path.read_text())
+    assert both["alone"] == first["alone"] and len(both["together"]) == 2
+    assert set(both["dates"]) == {"alone", "together"}
+    holds = {each["what"]: each["holds"] for each in both["bounds"]}
+    assert holds["alone: turns whose bits differ from the ideal"] is True
+    assert holds["together: turns whose bits differ from the ideal"] is True
+    path.write_text(json.dumps({**both, "machine": {**both["machine"], "torch": "0.1"}}))
+    with pytest.raises(ValueError, match=r"machine \{.*, expected"):
+        ttft.main([*common, "--parts", "inner"])

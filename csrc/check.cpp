@@ -270,6 +270,13 @@ void Checker::check_pending() const {
 
 // ---------------------------------------------------------------- printing
 
+namespace {
+std::int64_t arena_bytes(const Options& options, const Arena& arena) {
+  const auto slots = arena.fixed() ? arena.num_slots() : 0;  // else they are the pages'
+  return (arena.num_pages() + slots * arena.pages_per_slab()) * options.page_bytes;
+}
+}  // namespace
+
 void Checker::print_node(std::string& out, const Node& node, int indent) const {
   out += std::string(2 * indent, ' ') + "[" + text(node.begin()) + ", " + text(node.depth) + ")";
   for (std::size_t i = 0; i < std::min<std::size_t>(node.edge.size(), 8); ++i)
@@ -302,6 +309,8 @@ std::string Checker::dump() const {
   std::string out = "pages " + text(arena.taken_pages()) + " of " + text(arena.num_pages()) + " taken, slots " +
                     text(arena.taken_slots()) + " of " + text(arena.num_slots()) + ", free slabs " +
                     text(arena.free_slabs()) + ", checkpoints " + text(cache_.tree_.checkpoints()) + "\n";
+  out += std::string("policy ") + kPolicyNames[static_cast<int>(cache_.options().policy)] + ", " +
+         text(cache_.cached_bytes()) + " bytes cached of " + text(arena_bytes(cache_.options(), arena)) + "\n";
   for (const auto& [salt, root] : cache_.tree_.roots()) {
     out += "salt '" + hex(salt) + "'\n";
     std::vector<std::pair<const Node*, int>> left = {{root, 1}};

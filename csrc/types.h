@@ -66,6 +66,7 @@ struct Paging {
 };
 
 enum class Policy : std::uint8_t { learned, supersede, lru, gdsf, marconi };
+constexpr const char* kPolicyNames[] = {"default", "supersede", "lru", "gdsf", "marconi"};
 enum class Keep : std::uint8_t { all, prompt, nothing };
 // Parts of the learned policy that can be switched off, to see what each is worth.
 enum class Part : std::uint8_t { ghosts, flow, stages, gaps, horizon, forks };

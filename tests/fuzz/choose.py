@@ -16,7 +16,7 @@ from tests.test_state_machine import EVENTS
 from tests.walk_events import TRANSCRIPT_EVENTS
 
 CORPUS = Path(__file__).parent / "corpus"
-MOST = 150  # files
+MOST = 180  # files
 BYTES_A_FILE = 1000  # what a file costs beside its bytes
 MOMENT = 10  # what a rare moment counts beside an edge
 # Those of the walk, and what only drafts bring about.

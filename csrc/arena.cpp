@@ -76,6 +76,7 @@ void Arena::set_used(std::int32_t slab, std::int64_t used) {
   } else if (s.used == 0) {
     free_slabs_.erase(slab);
   }
+  slabs_with_pages_.add((used > 0) - (s.used > 0));
   s.used = used;
   if (has_free_page(slab)) {
     partial_.insert({-used, slab});

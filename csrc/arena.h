@@ -66,6 +66,7 @@ class Arena {
   std::int64_t taken_pages() const { return taken_pages_.get(); }
   std::int64_t taken_slots() const { return taken_slots_.get(); }
   std::int64_t counted_pages() const { return counted_pages_.get(); }
+  std::int64_t slabs_with_pages() const { return slabs_with_pages_.get(); }
 
  private:
   struct Slab {
@@ -93,7 +94,7 @@ class Arena {
   std::vector<bool> slot_taken_;
   std::vector<bool> dirty_;
   std::vector<std::int32_t> page_counts_;
-  Counter taken_pages_, taken_slots_, counted_pages_;
+  Counter taken_pages_, taken_slots_, counted_pages_, slabs_with_pages_;
 };
 
 }  // namespace hybridcache

@@ -5,9 +5,9 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <atomic>
 
 #include "cache.h"
+#include "door.h"
 #include "event_values.h"
 #include "match_values.h"
 #include "tokens.h"
@@ -16,46 +16,6 @@ namespace py = pybind11;
 using namespace hybridcache;
 
 namespace {
-
-struct Lock {
-  std::atomic_flag busy;
-  bool broken = false;
-};
-
-// One thread at a time, no way back in from a callback, and none after a change that broke off half-way: what is then
-// in the cache must not be served.
-class Door {
- public:
-  explicit Door(Lock& lock) : lock_(lock) {
-    if (lock_.busy.test_and_set())
-      throw ConcurrencyError("cache: another call is inside, expected one thread at a time");
-    if (!lock_.broken) return;
-    lock_.busy.clear();
-    throw InvariantError(
-        "cache: an earlier call broke off in the middle of a change; expected a new cache in its place");
-  }
-  ~Door() { lock_.busy.clear(); }
-  Door(const Door&) = delete;
-
-  // Runs a call that changes the cache. A caller's mistake is raised before anything changed; whatever else is raised
-  // (out of memory, a broken invariant) leaves the cache closed to all further calls.
-  template <class Call>
-  auto change(Call call) {
-    try {
-      return call();
-    } catch (const std::invalid_argument&) {
-      throw;
-    } catch (const StateError&) {
-      throw;
-    } catch (...) {
-      lock_.broken = true;
-      throw;
-    }
-  }
-
- private:
-  Lock& lock_;
-};
 
 using Contents = std::vector<std::pair<Position, py::bytes>>;
 
@@ -147,13 +107,13 @@ auto released(const Tokens& view, Call call) {
   return call();
 }
 
-// The core behind its door. Every method takes the door, but stats() and arena(), which any thread may read.
+// The core behind its door. Every method takes the door, but stats(), times() and arena(), which any thread may read.
 class Core {
  public:
   explicit Core(const Options& options) : cache_(options) {}
 
   py::tuple match(py::handle tokens, const py::bytes& salt, const Contents& contents) {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::match);
     const Tokens view(tokens, "tokens", false);
     const auto prompt = make_prompt(view, salt, contents);
     return to_tuple(released(view, [&] { return cache_.match(prompt); }));
@@ -162,7 +122,7 @@ class Core {
   std::optional<LeaseId> reserve(py::handle tokens, const py::bytes& salt, const Contents& contents,
                                  const std::vector<Position>& breakpoints, Position max_new_tokens, std::int64_t now,
                                  int priority) {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::reserve);
     const Tokens view(tokens, "tokens", false);
     const auto prompt = make_prompt(view, salt, contents);
     const ReserveOptions options{breakpoints, max_new_tokens, now, priority};
@@ -170,12 +130,12 @@ class Core {
   }
 
   TranscriptId transcript(const py::bytes& salt) {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::transcript);
     return door.change([&] { return cache_.open_transcript(salt); });
   }
 
   Position extend(TranscriptId id, py::handle tokens, const Contents& contents) {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::extend);
     const Tokens view(tokens, "tokens");
     const auto keys = content_keys(contents);
     door.change([&] { cache_.extend(id, view.span(), keys); });
@@ -183,7 +143,7 @@ class Core {
   }
 
   Position truncate(TranscriptId id, Position length) {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::truncate);
     door.change([&] { cache_.truncate(id, length); });
     return length;
   }
@@ -194,24 +154,24 @@ class Core {
   }
 
   void close_transcript(TranscriptId id) {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::close_transcript);
     door.change([&] { cache_.close_transcript(id); });
   }
 
   py::tuple match_transcript(TranscriptId id) {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::match);
     return to_tuple(cache_.match(cache_.prompt(id)));
   }
 
   std::optional<LeaseId> reserve_transcript(TranscriptId id, const std::vector<Position>& breakpoints,
                                             Position max_new_tokens, std::int64_t now, int priority) {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::reserve);
     const ReserveOptions options{breakpoints, max_new_tokens, now, priority};
     return door.change([&] { return cache_.reserve(cache_.prompt(id), options); });
   }
 
   std::optional<py::tuple> launch_one(LeaseId id, Position count, std::int64_t rows) {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::launch);
     return door.change([&]() -> std::optional<py::tuple> {
       const auto steps = cache_.launch(std::span(&id, 1), std::span(&count, 1), std::span(&rows, 1));
       return steps.front() ? std::optional(to_tuple(*steps.front())) : std::nullopt;
@@ -220,22 +180,22 @@ class Core {
 
   py::tuple launch(const std::vector<LeaseId>& ids, const std::vector<Position>& counts,
                    const std::vector<std::int64_t>& rows) {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::launch);
     return door.change([&] { return to_tuple(cache_.launch(ids, counts, rows), cache_.options().draft_tokens); });
   }
 
   py::tuple plan() {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::plan);
     return door.change([&] { return to_tuple(cache_.collect()); });
   }
 
   void applied(std::int64_t number) {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::applied);
     door.change([&] { cache_.applied(number); });
   }
 
   void commit_one(LeaseId id, py::handle tokens) {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::commit);
     const Tokens view(tokens, "tokens");
     const auto count = static_cast<std::int64_t>(view.span().size());
     door.change([&] { cache_.commit(std::span(&id, 1), view.span(), std::span(&count, 1)); });
@@ -243,23 +203,23 @@ class Core {
 
   void commit(const std::vector<LeaseId>& ids, py::handle tokens,
               const std::optional<std::vector<std::int64_t>>& counts) {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::commit);
     const Tokens view(tokens, "tokens");
     door.change([&] { cache_.commit(ids, view.span(), counts); });
   }
 
   void want(LeaseId id, Position position) {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::want);
     door.change([&] { cache_.want(id, position); });
   }
 
   std::optional<LeaseId> fork(LeaseId id) {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::fork);
     return door.change([&] { return cache_.fork(id); });
   }
 
   void close(LeaseId id, int keep, bool discard, std::int64_t now, std::int64_t expected_return) {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::close);
     door.change([&] { cache_.close(id, static_cast<Keep>(keep), discard, now, expected_return); });
   }
 
@@ -290,7 +250,7 @@ class Core {
   }
 
   std::optional<std::pair<PinId, Position>> pin(py::handle tokens, const py::bytes& salt, const Contents& contents) {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::pin);
     const Tokens view(tokens, "tokens", false);
     const auto prompt = make_prompt(view, salt, contents);
     const auto id = door.change([&] { return cache_.pin(prompt); });
@@ -299,20 +259,21 @@ class Core {
   }
 
   void release(PinId id) {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::release);
     door.change([&] { cache_.release(id); });
   }
 
   std::int64_t clear(const std::optional<py::bytes>& salt) {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::clear);
     const auto which = salt ? std::optional<std::string>(*salt) : std::nullopt;
     return door.change([&] { return cache_.clear(which); });
   }
 
   py::list take_events() {
-    Door door(lock_);
+    TimedDoor door(lock_, Operation::take_events);
     py::list out;
-    for (const auto& event : cache_.take_events()) out.append(to_tuple(event));
+    for (const auto& event : cache_.events()) out.append(to_tuple(event));
+    cache_.drop_events();  // now that all of them are handed over
     return out;
   }
 
@@ -332,6 +293,14 @@ class Core {
   }
 
   std::vector<std::pair<std::string, std::int64_t>> stats() const { return cache_.stats(); }
+
+  // (calls, nanoseconds) by operation.
+  py::dict times() const {
+    py::dict out;
+    for (int i = 0; i < kOperations; ++i)
+      out[kOperationNames[i]] = py::make_tuple(lock_.times.calls(i), lock_.times.nanoseconds(i));
+    return out;
+  }
 
   py::tuple arena() const {
     const Arena& arena = cache_.arena();
@@ -375,6 +344,7 @@ PYBIND11_MODULE(_core, module) {
       .def_readwrite("draft_tokens", &Options::draft_tokens)
       .def_readwrite("inner_checkpoints", &Options::inner_checkpoints)
       .def_readwrite("events", &Options::events)
+      .def_readwrite("event_capacity", &Options::event_capacity)
       .def_readwrite("marconi_alpha", &Options::marconi_alpha)
       .def_readwrite("without", &Options::without)
       .def_property(
@@ -415,5 +385,6 @@ PYBIND11_MODULE(_core, module) {
       .def("dump", &Core::dump)
       .def("digest", &Core::digest)
       .def("stats", &Core::stats)
+      .def("times", &Core::times)
       .def("arena", &Core::arena);
 }

@@ -20,6 +20,12 @@ std::int64_t remembered_tokens(const Options& options, const Arena& arena) {
   const auto bytes = (arena.num_pages() + slots) * options.page_bytes;
   return std::max<std::int64_t>(1 << 16, bytes / 4096);
 }
+
+// As many as a full arena takes to tell, so that telling all anew costs no more than what was dropped.
+std::int64_t event_capacity(const Options& options, const Arena& arena) {
+  if (options.event_capacity > 0) return options.event_capacity;
+  return std::max<std::int64_t>(1 << 20, arena.num_pages() * options.paging.page_size);
+}
 }  // namespace
 
 Cache::Cache(const Options& options)
@@ -27,7 +33,7 @@ Cache::Cache(const Options& options)
       arena_(options_, digest_),
       history_(options_, remembered_tokens(options_, arena_), contents_),
       tree_(options_.paging, arena_, contents_, digest_),
-      journal_(options_.paging, tree_, contents_),
+      journal_(options_.paging, tree_, contents_, event_capacity(options_, arena_)),
       eviction_(options_, tree_, history_),
       admission_(
           arena_, eviction_, [this](const auto& visit, const Node* held) { each_pinned_page(visit, held); },
@@ -348,15 +354,18 @@ std::vector<std::pair<std::string, std::int64_t>> Cache::stats() const {
                                                              {"transcripts", transcripts_.count()},
                                                              {"nodes", tree_.nodes()},
                                                              {"checkpoints", tree_.checkpoints()},
+                                                             {"pinned_checkpoints", tree_.pinned_checkpoints()},
                                                              {"tree_pages", arena_.counted_pages()},
                                                              {"taken_pages", arena_.taken_pages()},
                                                              {"taken_slots", arena_.taken_slots()},
+                                                             {"slabs_with_pages", arena_.slabs_with_pages()},
                                                              {"cached_bytes", cached_bytes()}};
   for (int kind = 0; kind < kKinds; ++kind) {
     const std::string suffix = kKindNames[kind];
     stats.emplace_back("published_" + suffix, c.published[kind].get());
     stats.emplace_back("restored_" + suffix, c.restored[kind].get());
     stats.emplace_back("evicted_" + suffix, eviction_.evicted(static_cast<Kind>(kind)));
+    stats.emplace_back("held_" + suffix, tree_.checkpoints(static_cast<Kind>(kind)));
   }
   for (int reason = 0; reason < kReasons; ++reason)
     stats.emplace_back(std::string("lost_") + kReasonNames[reason], c.lost[reason].get());

@@ -100,8 +100,9 @@ class Cache {
   // Drops every unpinned checkpoint, of one salt or of all; returns how many.
   std::int64_t clear(const std::optional<std::string>& salt);
 
-  // What joined and left the tree since the last call, if the options ask for events.
-  std::vector<Event> take_events() { return journal_.take(); }
+  // What joined and left the tree since events were dropped last, if the options ask for events.
+  const std::vector<Event>& events() { return journal_.events(); }
+  void drop_events() { journal_.drop(); }
 
   // Re-derives the invariants in O(n); throws InvariantError with the tree printed.
   void check() const;

@@ -68,6 +68,9 @@ void Checker::visit_tree() {
   }
   require(static_cast<std::int64_t>(nodes_.size()) == cache_.tree_.nodes(), "I1", "nodes are lost");
   require(checkpoints_ == cache_.tree_.checkpoints(), "I1", "checkpoints are lost");
+  for (int kind = 0; kind < kKinds; ++kind)
+    require(by_kind_[kind] == cache_.tree_.checkpoints(static_cast<Kind>(kind)), "I1", "a kind is miscounted");
+  require(checkpoints_ - unpinned_ == cache_.tree_.pinned_checkpoints(), "I5", "pinned checkpoints are miscounted");
   require(unpinned_ == cache_.eviction_.unpinned(), "I7",
           "the order of eviction holds something else than the unpinned checkpoints");
 }
@@ -95,6 +98,7 @@ void Checker::visit_node(const Node& node) {
 void Checker::visit_checkpoint(const Node& node) {
   const auto& checkpoint = *node.checkpoint;
   ++checkpoints_;
+  ++by_kind_[index(checkpoint.kind)];
   unpinned_ += checkpoint.pins == 0;
   require(node.depth > 0 && checkpoint.position == node.depth, "I2",
           [&] { return "a checkpoint of " + text(checkpoint.position) + " at " + text(node.depth); });
@@ -232,7 +236,7 @@ void Checker::check_partition() const {
 
 void Checker::check_slabs() const {
   const Arena& arena = cache_.arena_;
-  std::int64_t taken = 0, free_slabs = 0;
+  std::int64_t taken = 0, free_slabs = 0, with_pages = 0;
   for (std::int32_t slab = 0; slab < arena.page_slabs(); ++slab) {
     std::int64_t used = 0;
     for (auto page = slab * arena.pages_per_slab(); page < slab * arena.pages_per_slab() + arena.capacity(slab); ++page)
@@ -242,7 +246,9 @@ void Checker::check_slabs() const {
             [&] { return "slab " + text(slab) + " plays two roles"; });
     taken += used;
     free_slabs += !slot && used == 0;
+    with_pages += used > 0;
   }
+  require(with_pages == arena.slabs_with_pages(), "I1", "slabs with pages are miscounted");
   require(taken == arena.taken_pages() && free_slabs == arena.free_slabs(), "I1", "pages or slabs are lost");
 }
 
@@ -263,6 +269,13 @@ void Checker::check_pending() const {
 }
 
 // ---------------------------------------------------------------- printing
+
+namespace {
+std::int64_t arena_bytes(const Options& options, const Arena& arena) {
+  const auto slots = arena.fixed() ? arena.num_slots() : 0;  // else they are the pages'
+  return (arena.num_pages() + slots * arena.pages_per_slab()) * options.page_bytes;
+}
+}  // namespace
 
 void Checker::print_node(std::string& out, const Node& node, int indent) const {
   out += std::string(2 * indent, ' ') + "[" + text(node.begin()) + ", " + text(node.depth) + ")";
@@ -297,6 +310,8 @@ std::string Checker::dump() const {
   std::string out = "pages " + text(arena.taken_pages()) + " of " + text(arena.num_pages()) + " taken, slots " +
                     text(arena.taken_slots()) + " of " + text(arena.num_slots()) + ", free slabs " +
                     text(arena.free_slabs()) + ", checkpoints " + text(cache_.tree_.checkpoints()) + "\n";
+  out += std::string("policy ") + kPolicyNames[static_cast<int>(cache_.options().policy)] + ", " +
+         text(cache_.cached_bytes()) + " bytes cached of " + text(arena_bytes(cache_.options(), arena)) + "\n";
   for (const auto& [salt, root] : cache_.tree_.roots()) {
     out += "salt '" + hex(salt) + "'\n";
     std::vector<std::pair<const Node*, int>> left = {{root, 1}};

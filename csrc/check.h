@@ -58,7 +58,7 @@ class Checker {
   std::map<const Node*, int> node_pins_, checkpoint_pins_;
   std::vector<const Node*> nodes_;
   std::map<Token, std::int64_t> content_users_;
-  std::int64_t unpinned_ = 0, checkpoints_ = 0;
+  std::int64_t unpinned_ = 0, checkpoints_ = 0, by_kind_[kKinds] = {};
 };
 
 }  // namespace hybridcache

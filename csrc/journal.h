@@ -1,6 +1,9 @@
 // The journal: what joined and left the tree, in order, as plain values, for whoever mirrors it elsewhere. It is told
 // by the tree, changes nothing and decides nothing; it does not enter the digest. A split or a merge of nodes changes
 // nothing that the tree holds, so it is no event.
+//
+// It is bounded: when what nobody took has grown beyond the capacity, all of it is dropped and nothing more is written
+// down; the next reader is told to forget everything, and then all that the tree holds.
 #pragma once
 
 #include <cstddef>
@@ -28,8 +31,9 @@ struct Event {
 
 class Journal : public HoldingsWatcher {
  public:
-  Journal(const Paging& paging, const Tree& tree, const ContentTable& contents)
-      : paging_(paging), tree_(tree), contents_(contents) {}
+  // `capacity`: in ids, those of tokens, pages and slots.
+  Journal(const Paging& paging, const Tree& tree, const ContentTable& contents, std::int64_t capacity)
+      : paging_(paging), tree_(tree), contents_(contents), capacity_(capacity) {}
 
   void pages_joined(const Node& leaf) override;
   void pages_leaving(const Node& leaf) override;
@@ -39,15 +43,25 @@ class Journal : public HoldingsWatcher {
   std::size_t size() const { return events_.size(); }
   // What was recorded since `size` was `before` has left nothing in the tree: one event says so.
   void cleared(std::size_t before);
-  std::vector<Event> take() { return std::exchange(events_, {}); }
+  // What happened since they were dropped last. O(1), but after an overflow O(what the tree holds).
+  const std::vector<Event>& events();
+  void drop();
 
  private:
-  void add_path(Event& event, const Node* node, Position begin, Position end);
+  Event pages_of(const Node& node) const;
+  Event checkpoint_of(const Node& node) const;
+  void add_path(Event& event, const Node* node, Position begin, Position end) const;
+  void record(Event event);
+  void forget_from(std::size_t size);
+  void announce_all();
 
   const Paging paging_;
   const Tree& tree_;
   const ContentTable& contents_;
+  const std::int64_t capacity_;
   std::vector<Event> events_;
+  std::int64_t ids_ = 0;     // in them
+  bool overflowed_ = false;  // they are not all that happened
 };
 
 }  // namespace hybridcache

@@ -259,6 +259,7 @@ void Tree::attach(Node* node, const Checkpoint& checkpoint) {
   node->checkpoint = checkpoint;
   node->checkpoint->tick = ++tick_;
   checkpoints_.add();
+  by_kind_[index(checkpoint.kind)].add();
   digest_.mix(kAttach, (static_cast<std::uint64_t>(position) << 8 | index(checkpoint.kind)) ^
                            (static_cast<std::uint64_t>(checkpoint.slot) << 32));
   watcher_->joined(*node);
@@ -277,6 +278,8 @@ SlotId Tree::take_back(Node* node, Cause why) {
   const SlotId slot = node->checkpoint->slot;
   const PageId tail = node->checkpoint->tail;
   digest_.mix(kDetach, slot);
+  by_kind_[index(node->checkpoint->kind)].add(-1);
+  if (node->checkpoint->pins > 0) pinned_.add(-1);
   node->checkpoint.reset();
   checkpoints_.add(-1);
   watcher_->left(*node);
@@ -290,13 +293,13 @@ void Tree::detach(Node* node, Cause why) {
 }
 
 void Tree::pin_checkpoint(Node* node) {
-  ++node->checkpoint->pins;
+  if (node->checkpoint->pins++ == 0) pinned_.add();
   watcher_->changed(*node);
 }
 
 void Tree::unpin_checkpoint(Node* node) {
   ensure(node->checkpoint && node->checkpoint->pins > 0, "unpin of a checkpoint without a pin");
-  --node->checkpoint->pins;
+  if (--node->checkpoint->pins == 0) pinned_.add(-1);
   watcher_->changed(*node);
 }
 

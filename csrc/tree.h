@@ -179,6 +179,8 @@ class Tree {
 
   std::int64_t nodes() const { return nodes_.get(); }
   std::int64_t checkpoints() const { return checkpoints_.get(); }
+  std::int64_t checkpoints(Kind kind) const { return by_kind_[index(kind)].get(); }
+  std::int64_t pinned_checkpoints() const { return pinned_.get(); }
 
  private:
   Node* make_leaf(Node* parent, std::span<const Token> edge, const LeasePages& from);
@@ -205,7 +207,7 @@ class Tree {
   HoldingsWatcher* holdings_watcher_ = nullptr;  // null: nobody asks
   std::map<std::string, Node*> roots_;
   std::uint64_t tick_ = 0;
-  Counter nodes_, checkpoints_;
+  Counter nodes_, checkpoints_, by_kind_[kKinds], pinned_;
 };
 
 }  // namespace hybridcache

@@ -80,6 +80,7 @@ struct Paging {
 };
 
 enum class Policy : std::uint8_t { learned, supersede, lru, gdsf, marconi };
+constexpr const char* kPolicyNames[] = {"default", "supersede", "lru", "gdsf", "marconi"};
 enum class Keep : std::uint8_t { all, prompt, nothing };
 // Parts of the learned policy that can be switched off, to see what each is worth.
 enum class Part : std::uint8_t { ghosts, flow, stages, gaps, horizon, forks };
@@ -98,7 +99,8 @@ struct Options {
   std::int64_t run_ahead = 0;            // steps that may be launched before the one before is committed
   std::int64_t draft_tokens = 0;         // most drafts in a step
   bool inner_checkpoints = false;
-  bool events = false;  // a journal of what joins and leaves the tree is kept
+  bool events = false;              // a journal of what joins and leaves the tree is kept
+  std::int64_t event_capacity = 0;  // ids that it may hold; 0: what the arena holds
   Policy policy = Policy::learned;
   std::uint32_t without = 0;       // learned: a bit for each Part that is switched off
   std::int64_t marconi_alpha = 0;  // weight of efficiency beside recency, in units of 2**-16

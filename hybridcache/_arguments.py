@@ -72,6 +72,16 @@ def check_content_keys(keys: ContentKeys) -> list[tuple[int, bytes]]:
     return checked
 
 
+def ids_of(leases: Any, kind: type[Any], core: _core.Core) -> list[int]:
+    """Those of leases of this core, in order; `kind` is their class."""
+    leases = check_each("leases", leases)
+    ids = [lease._id for lease in leases if type(lease) is kind and lease._core is core]
+    if len(ids) == len(leases):
+        return ids
+    wrong = next(lease for lease in leases if type(lease) is not kind or lease._core is not core)
+    raise ValueError(f"leases: {wrong!r}, expected leases of this cache")
+
+
 def set_layout(options: _core.Options, layout: Layout) -> None:
     for name in ("page_size", "page_bytes", "slot_bytes"):
         if not hasattr(layout, name):

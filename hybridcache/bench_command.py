@@ -43,7 +43,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     known = "; ".join(f"{name}: {text}" for name, text in BENCHMARKS.items())
     add("names", nargs="*", metavar="NAME", help=f"{known} (all that this machine can run)")
     add("--quick", action="store_true", help="fewer sizes and repetitions")
-    add("--json", metavar="PATH", help="write all figures, by benchmark; - is standard output")
+    add(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="PATH",
+        help="write all figures, by benchmark; no PATH, or -: to standard output",
+    )
     return command
 
 

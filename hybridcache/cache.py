@@ -31,6 +31,7 @@ from hybridcache._arguments import (
     check_rows,
     check_salt,
     check_time,
+    ids_of,
     parts_off,
     set_layout,
     size_arena,
@@ -38,7 +39,7 @@ from hybridcache._arguments import (
 from hybridcache._handles import Pin, Transcript
 from hybridcache._log import logged
 from hybridcache.errors import InvariantError, StateError
-from hybridcache.values import EVENTS, Event, Int32, Layout, Match, Plan, Step, Steps
+from hybridcache.values import EVENTS, Event, Int32, Layout, Match, OperationTime, Plan, Step, Steps
 
 Tokens = Any  # a C-contiguous int32 or int64 buffer, or a list of ints
 Keep = Literal["all", "prompt", "nothing"]
@@ -229,7 +230,8 @@ class HybridCache:
         bytes, both scaled to what is resident; it admits branch-offs and last decoded tokens only).
     without: parts of "default" to switch off, for researchers who want to see what each is worth: "ghosts",
         "flow", "stages", "gaps", "horizon", "forks" (docs/policy.md, section 7).
-    events: record what joins and leaves the tree, for `take_events`.
+    events: record what joins and leaves the tree, for `take_events`; of what nobody takes at most
+        event_capacity ids (of tokens, pages, slots), None: as many as the arena's tokens, at least 2**20.
     pass_cost: tokens that one more forward pass is worth; cuts that save less are not made.
     interior_spacing: tokens below which no sparse checkpoint is made inside a prompt.
     Errors: ValueError or TypeError that names the argument.
@@ -258,6 +260,7 @@ class HybridCache:
         pass_cost: int = 512,
         interior_spacing: int = 1024,
         events: bool = False,
+        event_capacity: int | None = None,
     ) -> None:
         if policy not in _POLICIES:
             raise ValueError(f"policy: {policy!r}, expected one of {_POLICIES}")
@@ -267,6 +270,8 @@ class HybridCache:
         options.draft_tokens = check_integer("draft_tokens", draft_tokens, low=0, high=7)
         options.inner_checkpoints = check_flag("inner_checkpoints", inner_checkpoints)
         options.events = check_flag("events", events)
+        if event_capacity is not None:
+            options.event_capacity = check_integer("event_capacity", event_capacity, low=1)
         options.alignment = check_integer("alignment", alignment, low=1)
         options.pass_cost = check_integer("pass_cost", pass_cost, low=0)
         options.interior_spacing = check_integer("interior_spacing", interior_spacing, low=1)
@@ -339,7 +344,7 @@ class HybridCache:
         """`Lease.launch` for a batch: no room is per lease, a caller's mistake refuses the whole batch."""
         return Steps(
             *self._core.launch(
-                self._ids(leases),
+                ids_of(leases, Lease, self._core),
                 check_integers("counts", counts, low=1),
                 [check_rows(each) for each in check_each("rows", () if rows is None else rows)],
             )
@@ -353,9 +358,8 @@ class HybridCache:
 
         counts: how many of the tokens are whose; may be left out where no step is a verify step.
         """
-        self._core.commit(
-            self._ids(leases), tokens, None if counts is None else check_integers("counts", counts, low=0)
-        )
+        shares = None if counts is None else check_integers("counts", counts, low=0)
+        self._core.commit(ids_of(leases, Lease, self._core), tokens, shares)
 
     def plan(self) -> Plan:
         """What the steps launched since the last plan need copied and zeroed. Once per engine step;
@@ -385,8 +389,9 @@ class HybridCache:
         return self._core.clear(None if salt is None else check_salt(salt))
 
     def take_events(self) -> list[Event]:
-        """What joined and left the tree since the last call, in order; none without `events=True`. They pile
-        up until taken. `hybridcache.events` publishes them."""
+        """What joined and left the tree since the last call, in order; none without `events=True`.
+        `hybridcache.events` publishes them. If more than the capacity piled up they begin with `Cleared`, and
+        then name all that the tree holds. O(what is in them)."""
         return [EVENTS[which](*fields) for which, *fields in self._core.take_events()]
 
     def check(self) -> None:
@@ -402,15 +407,11 @@ class HybridCache:
         """Counters and gauges by name; tokens, pages, checkpoints, bytes. May be read from any thread."""
         return dict(self._core.stats())
 
+    def times(self) -> dict[str, OperationTime]:
+        """Calls so far, and how long they took in the core, by operation ("launch": of one or of a batch).
+        Not in `stats()`, which is equal on all ranks. May be read from any thread."""
+        return {name: OperationTime(*each) for name, each in self._core.times().items()}
+
     def dump(self) -> str:
         """The tree, the leases and the arena as indented text."""
         return self._core.dump()
-
-    def _ids(self, leases: Sequence[Lease]) -> list[int]:
-        leases = check_each("leases", leases)
-        core = self._core
-        ids = [lease._id for lease in leases if type(lease) is Lease and lease._core is core]
-        if len(ids) == len(leases):
-            return ids
-        wrong = next(lease for lease in leases if type(lease) is not Lease or lease._core is not core)
-        raise ValueError(f"leases: {wrong!r}, expected leases of this cache")

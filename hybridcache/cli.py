@@ -62,7 +62,13 @@ def parser() -> argparse.ArgumentParser:
         demo.add_argument(f"--{field.replace('_', '-')}", type=int, metavar="N", help=text)
     demo.add_argument("--dtype", help="of weights and KV: float32 or bfloat16 (float32)")
     demo.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder of demo.png (this one)")
-    demo.add_argument("--json", metavar="PATH", help="write rows, machine and summary; - is standard output")
+    demo.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="PATH",
+        help="write rows, machine and summary; no PATH, or -: to standard output",
+    )
     demo.set_defaults(run=_demo)
     _add_replay(commands)
     for module in (size_command, show_command, bench_command):
@@ -114,14 +120,24 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("--jobs", type=int, default=1, metavar="N", help="processes (1)")
     add("--progress", action="store_true", help="on standard error, even where that is no terminal")
     add("--plot", type=Path, metavar="FILE", help="hit rate against budget; needs matplotlib")
-    add("--json", metavar="PATH", help="write all figures; - is standard output")
+    add(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="PATH",
+        help="write all figures; no PATH, or -: to standard output",
+    )
     add("--save", type=Path, metavar="FILE", help="write the workload, gzip JSON lines")
     replay.set_defaults(run=_replay)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status (argparse itself exits with 2)."""
-    args = parser().parse_args(argv)
+    root = parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        root.print_help(sys.stderr)
+        return 2
+    args = root.parse_args(argv)
     status: int = args.run(args)
     return status
 

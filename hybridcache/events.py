@@ -52,7 +52,10 @@ ExtraKeys = tuple[Any, ...] | None
 
 
 class BlockStored(msgspec.Struct, omit_defaults=True, tag=True):
-    """Pages or a state that can be had from now on. What has no default is sent even if it is None."""
+    """Pages or a state that can be had from now on. What has no default is sent even if it is None.
+
+    Of vLLM's fields those that have something to say here; it has more behind them, all None by default.
+    """
 
     block_hashes: list[Hash]
     parent_block_hash: Hash | None
@@ -112,7 +115,7 @@ def _text(raw: bytes) -> str:
 
 
 def _extra_keys(first: bool, salt: bytes, contents: Sequence[tuple[int, bytes]]) -> ExtraKeys:
-    keys = (*([_text(salt)] if first and salt else []), *((_text(each), at) for at, each in contents))
+    keys = (*((_text(each), at) for at, each in contents), *([_text(salt)] if first and salt else []))
     return keys or None
 
 
@@ -290,7 +293,8 @@ class Publisher:
         self.replay_endpoint: str | None = None
         if replay is not None:
             self._router = self._context.socket(zmq.ROUTER)
-            self._router.set_hwm(buffer + 1)  # a whole replay: a ROUTER drops what does not fit
+            # A ROUTER drops what does not fit, and hears of what was read at every half of the mark only.
+            self._router.set_hwm(2 * (buffer + 1))
             self.replay_endpoint = _attach(self._router, _of_rank(replay, self._rank), True)
         self._bell, self._ring = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
         self._bell.bind("inproc://bell")

@@ -1,8 +1,9 @@
 """Prometheus metrics of one or several caches. Extra `metrics` (prometheus-client).
 
 Owns the names, in the style of the engines (`hybridcache:prefix_cache_queries_total` counts tokens, as theirs
-do), and the reading of `HybridCache.stats()` at each scrape: nothing is counted here, a cache that is not
-scraped pays nothing. Knows no tree and no tensor. `stats()` may be read from the thread that serves metrics.
+do), and the reading of `HybridCache.stats()` and `times()` at each scrape: nothing is counted here, a cache
+that is not scraped pays nothing. Knows no tree and no tensor. Both may be read from the thread that serves
+metrics.
 
     from prometheus_client import start_http_server
     from hybridcache.metrics import register
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from prometheus_client import REGISTRY, CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 from hybridcache.cache import HybridCache
@@ -79,12 +80,14 @@ COUNTERS = (
 GAUGES = (
     Family("requests_running", "Open leases.", {"": "open_leases"}),
     Family("requests_resting", "Closed leases that a step in flight may touch.", {"": "resting_leases"}),
+    Family("checkpoints", "States that the tree holds, by kind.", _by("held", KINDS), label="kind"),
+    Family("checkpoints_pinned", "Of these, read by leases or pinned.", {"": "pinned_checkpoints"}),
     Family("pins", "Pins held by callers.", {"": "pins"}),
     Family("transcripts", "Open transcripts.", {"": "transcripts"}),
     Family("tree_nodes", "Nodes of the tree.", {"": "nodes"}),
     Family("cached_bytes", "Bytes that the tree holds.", {"": "cached_bytes"}),
 )
-DERIVED = ("checkpoints", "tree_pages", "taken_pages", "taken_slots")
+DERIVED = ("checkpoints", "tree_pages", "taken_pages", "taken_slots", "slabs_with_pages")
 KNOWN = {name for family in (*COUNTERS, *GAUGES) for name in family.stats.values()} | set(DERIVED)
 
 
@@ -132,13 +135,18 @@ class CacheCollector(Collector):
             labels = [*self.labels, *filter(None, [each.label])]
             families[each.name] = CounterMetricFamily(PREFIX + each.name, each.help, labels=labels)
         for each in GAUGES:
-            gauge(each.name, each.help)
-        gauge("checkpoints", "States that the tree holds, by kind: published, not evicted.", "kind")
+            gauge(each.name, each.help, *filter(None, [each.label]))
         gauge("slots", "Slots of the arena: checkpoints, those of leases, free ones.", "role")
         gauge("pages", "Pages of the arena: the tree's, those of leases alone, free ones.", "role")
+        gauge("slabs", "Slabs of a unified arena: those that are a slot, hold pages, are free.", "role")
         gauge("cache_usage_perc", "The share of the arena's bytes that is taken, 1 is all of it.")
         gauge("arena_bytes", "Bytes of the arena.")
         gauge("other", "Further entries of stats(), by name.", "name")
+        families["operation_seconds"] = SummaryMetricFamily(
+            PREFIX + "operation_seconds",
+            "Time in the core, by operation, as its caller sees it.",
+            labels=[*self.labels, "operation"],
+        )
         return families
 
     def _add(self, families: dict[str, Metric], cache: HybridCache, labels: tuple[str, ...]) -> None:
@@ -147,9 +155,6 @@ class CacheCollector(Collector):
             for value, name in family.stats.items():
                 more = (value,) if family.label else ()
                 _sample(families[family.name], (*labels, *more), stats.get(name, 0))
-        for kind in KINDS:
-            held = stats[f"published_{kind}"] - stats[f"evicted_{kind}"]
-            _sample(families["checkpoints"], (*labels, kind), held)
         for name, roles in held_by_role(cache, stats).items():
             for role, count in roles.items():
                 _sample(families[name], (*labels, role), count)
@@ -159,10 +164,14 @@ class CacheCollector(Collector):
         _sample(families["arena_bytes"], labels, geometry.total_bytes)
         for name in sorted(set(stats) - KNOWN):
             _sample(families["other"], (*labels, name), stats[name])
+        seconds = families["operation_seconds"]
+        assert isinstance(seconds, SummaryMetricFamily)
+        for name, time in cache.times().items():
+            seconds.add_metric((*labels, name), time.calls, time.nanoseconds / 1e9)
 
 
 def held_by_role(cache: HybridCache, stats: dict[str, int]) -> dict[str, dict[str, int]]:
-    """Slots and pages by who holds them. In a unified arena a free slab counts as free pages, not as a slot.
+    """Slots, pages and slabs by who holds them. In a unified arena a free slab is free pages, no free slot.
 
     Entries of `stats()` that a running cache changes meanwhile may be one apart: nothing is below 0.
     """
@@ -175,7 +184,10 @@ def held_by_role(cache: HybridCache, stats: dict[str, int]) -> dict[str, dict[st
         "slots": {"checkpoint": stats["checkpoints"], "lease": slots - stats["checkpoints"]},
         "pages": {"tree": stats["tree_pages"], "lease": pages - stats["tree_pages"], "free": free_pages},
     }
-    if not geometry.num_slabs:
+    if geometry.num_slabs:
+        with_pages = stats["slabs_with_pages"]
+        held["slabs"] = {"slot": slots, "pages": with_pages, "free": geometry.num_slabs - slots - with_pages}
+    else:
         held["slots"]["free"] = geometry.num_slots - slots
     return {name: {role: max(n, 0) for role, n in roles.items()} for name, roles in held.items()}
 

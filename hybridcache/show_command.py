@@ -37,7 +37,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--after", type=int, metavar="N", help="of the replay: only the first N requests")
     add("--limit", type=int, default=100, metavar="N", help="nodes drawn, those below which most is (100)")
     add("--svg", type=Path, metavar="FILE", help="draw it")
-    add("--json", metavar="PATH", help="write the tree, whole; - is standard output")
+    add(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="PATH",
+        help="write the tree, whole; no PATH, or -: to standard output",
+    )
     return command
 
 

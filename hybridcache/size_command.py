@@ -62,7 +62,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--running", type=int, default=8, metavar="N", help="requests in a step (8)")
     add("--draft-tokens", type=int, default=0, metavar="N", help="drafts that a step verifies (0)")
     add("--plot", type=Path, metavar="FILE", help="conversations against their length; needs matplotlib")
-    add("--json", metavar="PATH", help="write all figures; - is standard output")
+    add(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="PATH",
+        help="write all figures; no PATH, or -: to standard output",
+    )
     return command
 
 

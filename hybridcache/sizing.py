@@ -8,7 +8,7 @@ for each state at which it, or a branch of it, could go on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hybridcache._specs import check_positive
@@ -225,9 +225,16 @@ def advice(sizing: Sizing) -> list[str]:
         f"at their end saves {100 * sizing.turn_saved:.1f} % of the next turn's prefill."
     )
     if sizing.kv_copies > 1:
+        half = machine.tp_size // 2
+        fits = replace(machine, tp_size=half).cache_bytes > 0
         said.append(
             f"With TP {machine.tp_size} the ranks keep each token's KV {sizing.kv_copies:.3g} times: KV "
-            "heads are replicated, states are not. More replicas of a smaller TP hold more."
+            "heads are replicated, states are not. "
+            + (
+                "More replicas of a smaller TP hold more, if the weights leave them room."
+                if fits
+                else f"At TP {half}, which would hold more, the weights do not fit."
+            )
         )
     if sizing.padding > 0.02:
         said.append(

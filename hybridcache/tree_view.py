@@ -56,13 +56,14 @@ class Node:
 
 @dataclass
 class Dump:
-    """`arena`: the numbers of the first line. `salts`: hexadecimal, with the roots of each. `leases`: one
-    dict each."""
+    """`arena`: the numbers of the first lines. `policy`: what decides who leaves. `salts`: hexadecimal, with
+    the roots of each. `leases`: one dict each."""
 
     arena: dict[str, int] = field(default_factory=dict)
     salts: dict[str, list[Node]] = field(default_factory=dict)
     leases: list[dict[str, Any]] = field(default_factory=list)
     hidden: dict[str, int] = field(default_factory=dict)  # by salt, nodes that `choose` left out of its top
+    policy: str = ""  # not told
 
     def walk(self) -> Iterator[Node]:
         for roots in self.salts.values():
@@ -84,6 +85,11 @@ def read(text: str) -> Dump:
                 continue
             if words[0] == "salt":
                 dump.salts[words[1].strip("'")] = []
+            elif words[0] == "policy":
+                dump.policy, bytes_held = _read_policy(line)
+                dump.arena |= bytes_held
+            elif words[0] == "transcript":
+                continue  # it holds nothing of the tree
             elif words[0] == "lease":
                 dump.leases.append(_read_lease(words))
             elif line.startswith(" "):
@@ -109,6 +115,13 @@ def _read_arena(line: str) -> dict[str, int]:
     if found is None:
         raise ValueError
     return dict(zip(names, map(int, found.groups()), strict=True))
+
+
+def _read_policy(line: str) -> tuple[str, dict[str, int]]:
+    found = re.fullmatch(r"policy (\w+), (\d+) bytes cached of (\d+)", line)
+    if found is None:
+        raise ValueError
+    return found[1], {"cached_bytes": int(found[2]), "total_bytes": int(found[3])}
 
 
 def _read_lease(words: list[str]) -> dict[str, Any]:
@@ -169,13 +182,15 @@ def as_json(dump: Dump) -> dict[str, Any]:
                 }
                 fields["checkpoint"] = asdict(node.checkpoint) if node.checkpoint else None
                 nodes.append({"salt": salt, "parent": numbers.get(parents.get(id(node), 0)), **fields})
-    return {"arena": dump.arena, "salts": list(dump.salts), "nodes": nodes, "leases": dump.leases}
+    fields = {"arena": dump.arena, "policy": dump.policy, "salts": list(dump.salts)}
+    return {**fields, "nodes": nodes, "leases": dump.leases}
 
 
 def from_json(found: Any) -> Dump:
     """What `as_json` made. ValueError if it is something else."""
     try:
         dump = Dump(found["arena"], {salt: [] for salt in found["salts"]}, found["leases"])
+        dump.policy = found.get("policy", "")
         nodes: list[Node] = []
         for entry in found["nodes"]:
             fields = {name: value for name, value in entry.items() if name not in ("salt", "parent")}
@@ -208,7 +223,7 @@ def choose(dump: Dump, limit: int) -> Dump:
         left_out = sum(count[id(node)] for node in siblings if id(node) not in kept)
         return [node for node in siblings if id(node) in kept], left_out
 
-    chosen = Dump(dump.arena, leases=dump.leases)
+    chosen = Dump(dump.arena, leases=dump.leases, policy=dump.policy)
     for node in nodes:
         node.children, node.hidden = part(node.children)
     for salt, roots in dump.salts.items():
@@ -222,7 +237,11 @@ def choose(dump: Dump, limit: int) -> Dump:
 
 def opening(dump: Dump) -> str:
     arena, nodes = dump.arena, sum(1 for _ in dump.walk())
-    return (
+    held = ""
+    if "cached_bytes" in arena:
+        cached, total = (arena[name] / 1e9 for name in ("cached_bytes", "total_bytes"))
+        held = f"policy {dump.policy}, {cached:,.3g} of {total:,.3g} GB cached; "
+    return held + (
         f"{arena['taken_pages']:,} of {arena['num_pages']:,} pages and {arena['taken_slots']:,} of "
         f"{arena['num_slots']:,} slots taken, {arena['free_slabs']:,} free slabs; {nodes:,} nodes, "
         f"{arena['checkpoints']:,} checkpoints, {len(dump.leases):,} leases"

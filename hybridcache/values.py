@@ -191,6 +191,13 @@ class Plan(NamedTuple):
     cache: object  # the cache that it comes from, by identity
 
 
+class OperationTime(NamedTuple):
+    """Of one operation: how often it was called, and how long that took in all."""
+
+    calls: int
+    nanoseconds: int
+
+
 class PagesStored(NamedTuple):
     """Pages that joined the tree, in the order of their path; `before` is the one above them, -1: none.
 

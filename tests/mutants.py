@@ -43,6 +43,7 @@ MORE_TESTS = (
     "test_placement.py",
     "test_bad_input.py",
     "test_events.py",
+    "test_times.py",
     "test_policy_oracle.py",
 )
 FIRST_SEED, FIRST_WALKS, WALKS, STEPS = 500_000, 8, 80, 150

@@ -55,6 +55,7 @@ BUGS = {
     "cap": "the cap on cached bytes or the caller's wish to keep nothing is ignored",
     "order-of-calls": "a call out of order is accepted",
     "drafts": "a step that verifies drafts begins, ends, reads or writes where it should not, or is refused",
+    "uncounted": "times or counts are not those of what was called",
     "mirror": "what routers are told is not what the tree holds",
     "wrong-bytes": "a view or a copy touches other bytes than it should",
 }

@@ -117,12 +117,25 @@ digest_of_events_only: I7
 + state_ = (state_ ^ (event << 56)) *
 """
 
-BIND = r"""
+DOOR = r"""
 broken_cache_serves: I6
 - lock_.broken = true;
 two_threads_inside: I6
 - if (lock_.busy.test_and_set())
 + if (false)
+operations_take_no_time: uncounted
+- Times::Clock::now() - begin_
++ {}
+"""
+
+BIND = r"""
+commits_count_as_launches: uncounted
+- TimedDoor door(lock_, Operation::commit);
+-     const Tokens view(tokens, "tokens");
+-     const auto count
++ TimedDoor door(lock_, Operation::launch);
++     const Tokens view(tokens, "tokens");
++     const auto count
 """
 
 TOKENS = r"""
@@ -288,6 +301,7 @@ FILES = {
     "csrc/placement.cpp": PLACEMENT,
     "csrc/lease.h": LEASE,
     "csrc/types.h": TYPES,
+    "csrc/door.h": DOOR,
     "csrc/bind.cpp": BIND,
     "csrc/tokens.h": TOKENS,
     "hybridcache/gated_delta.py": GATED_DELTA,

@@ -42,11 +42,21 @@ never_large_enough_unnoticed: I6
 slots_not_asked_for: more-than-owned
 - return free_slots() >= slots && free_pages(slots) >= pages;
 + return free_pages(slots) >= pages;
+slabs_with_pages_only_grow: I1
+- slabs_with_pages_.add((used > 0) - (s.used > 0));
++ slabs_with_pages_.add(used > 0 && s.used == 0);
 page_not_in_the_digest: I7
 - digest_.mix(kTakePage, page);
 """
 
 TREE = r"""
+kind_of_what_left_stays: I1
+- by_kind_[index(node->checkpoint->kind)].add(-1);
+taken_back_stays_pinned: I5
+- if (node->checkpoint->pins > 0) pinned_.add(-1);
+pinned_twice_counts_twice: I5
+- if (node->checkpoint->pins++ == 0) pinned_.add();
++ ++node->checkpoint->pins, pinned_.add();
 a_quarter_compared_in_find: I2 other-depth
 - from->edge.size() * sizeof(Token)) != 0
 + from->edge.size()) != 0
@@ -287,6 +297,24 @@ state_on_a_page_edge_without_tokens: mirror
 removed_from_the_top: mirror
 - event.pages.assign(leaf.pages.rbegin(), leaf.pages.rend());
 + event.pages = leaf.pages;
+untaken_events_without_bound: mirror leftovers
+- if (ids_ > capacity_) {
++ if (false) {
+dropped_events_unsaid: mirror
+-     overflowed_ = true;
+told_anew_on_top_of_the_old: mirror
+- events_.assign(1, Event{Event::What::cleared});
++ events_.clear();
+states_not_told_anew: mirror
+- if (node.checkpoint) events_.push_back(checkpoint_of(node));
+what_a_clear_replaces_counts: mirror
+- ids_ -= ids_of(events_.back());
++ static_cast<void>(0);
+told_anew_for_ever: mirror
+-   overflowed_ = false;
+tokens_count_nothing: mirror
+- return 1 + std::ssize(event.pages) + std::ssize(event.tokens);
++ return 1 + std::ssize(event.pages);
 """
 
 RADIX = r"""

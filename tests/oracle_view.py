@@ -13,6 +13,7 @@ from tests.oracle_store import Arena, Key, Store
 from tests.oracle_transcript import Transcript
 from tests.oracle_types import Lease
 
+KINDS = ("turn_end", "prompt_end", "chunk_end", "breakpoint", "fork", "cut", "interior")
 CAUSES = ("never_made", "reserve", "launch", "fork", "checkpoint", "cap", "clear", "taken_back", "no_room")
 
 
@@ -49,18 +50,22 @@ class View:
     def stats(self) -> dict[str, int]:
         """Those of the core's statistics that the design defines."""
         evicted = {f"evicted_{kind}": n for kind, n in self.store.evicted.items()}
+        checkpoints = list(self.store.checkpoints.values())
+        held = {f"held_{kind}": sum(c.kind == kind for c in checkpoints) for kind in KINDS}
         gauges = {
             "open_leases": len(self.leases),
             "transcripts": len(self.transcripts),
             "resting_leases": len(self.resting),
             "tree_pages": len(self.store.counts),
-            "checkpoints": len(self.store.checkpoints),
+            "checkpoints": len(checkpoints),
+            "pinned_checkpoints": sum(c.pins > 0 for c in checkpoints),
+            "slabs_with_pages": len({page // self.arena.per_slab for page in self.arena.pages}),
             "taken_pages": len(self.arena.pages),
             "taken_slots": len(self.arena.slots),
             "cached_bytes": self.cached_bytes(),
         }
         missed = {name: self.counters[name] for name in (f"missed_{cause}" for cause in CAUSES)}
-        return {**self.counters, **evicted, **missed, **gauges}
+        return {**self.counters, **evicted, **missed, **held, **gauges}
 
     def shape(self) -> list[tuple[Any, ...]]:
         """Every node: salt, begin, depth, pages, checkpoint (kind, slot, tail, tick, superseded, pins)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import subprocess
 import sys
@@ -48,6 +49,17 @@ def test_a_terminal_gets_a_table_of_rich_with_the_same_cells(monkeypatch: pytest
 def subcommands() -> list[str]:
     (choices,) = (action.choices for action in cli.parser()._actions if action.choices)
     return sorted(choices)
+
+
+def test_without_a_command_all_of_them_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    said = capsys.readouterr().err
+    assert "examples:" in said and all(name in said for name in ("size", "replay", "show", "bench", "demo"))
+
+
+def test_json_without_a_path_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["size", "qwen3.5-9b", "--memory", "80GB", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("name", subcommands())

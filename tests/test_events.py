@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,8 +42,8 @@ def empty(h: Harness, pick: Pick) -> None:
 ACTIONS = {**actions.WEIGHTS, **transcript_actions.WEIGHTS, empty: 2}
 
 
-def make_core(config: Config) -> HybridCache:
-    options = {"policy": "supersede", **config.options}
+def make_core(config: Config, event_capacity: int | None = None) -> HybridCache:
+    options = {"policy": "supersede", "event_capacity": event_capacity, **config.options}
     return HybridCache(config.layout, **config.memory, **options, events=True)
 
 
@@ -81,6 +83,97 @@ def test_a_mirror_of_the_events_equals_the_tree_at_every_step() -> None:
     )
     assert not [name for name in names if seen[name] < 30], seen
     assert min(seen["Cleared"], seen["alike"]) >= 30, seen
+
+
+def ids(events: list[Any]) -> int:
+    """What they count towards the capacity."""
+    return sum(1 + len(getattr(e, "pages", ())) + len(getattr(e, "tokens", ())) for e in events)
+
+
+def test_events_that_nobody_takes_are_bounded_and_then_all_is_told_anew() -> None:
+    """Taken seldom: a mirror is right whenever it is told something, and what waits stays within bounds."""
+    seen: Counter[str] = Counter()
+    for seed in range(50, 50 + SEEDS):
+        mirror, capacity = Mirror(), (1, 40, 200, 1000)[seed % 4]
+        draw = random.Random(seed)
+
+        def compare(h: Harness, mirror: Mirror = mirror, capacity: int = capacity, draw: Any = draw) -> None:
+            if draw.randrange(12):
+                return
+            events = h.core.take_events()
+            anew = events[:1] == [Cleared()]
+            seen["anew"] += anew and len(events) > 1
+            seen["within"] += bool(events) and not anew
+            assert ids(events) <= capacity or anew
+            stores = (PagesStored, CheckpointStored)
+            assert ids(events) <= capacity or all(isinstance(event, stores) for event in events[1:])
+            mirror.apply(events)
+            pages, checkpoints = holdings(h)
+            assert (mirror.pages, mirror.checkpoints) == (pages, checkpoints)
+            seen["pages"] += len(pages)
+
+        random_walk(seed, STEPS, partial(make_core, event_capacity=capacity), after=compare, actions=ACTIONS)
+    assert min(seen.values()) > 30 and len(seen) == 3, seen
+
+
+def test_a_journal_that_overflows_holds_nothing_until_it_is_read() -> None:
+    driver = Driver(events=True, event_capacity=30, pages_per_slab=1, slabs=64)
+    driver.turn([*range(8)])
+    first = plain(driver.cache.take_events())
+    assert first[0] == PagesStored(b"", -1, first[0].pages, [*range(8)], {})
+    for number in range(4):  # more than 30 ids
+        driver.turn([100 + number] * 9, salt=b"b")
+    anew = plain(driver.cache.take_events())
+    assert anew[:2] == [Cleared(), first[0]], "salts in order, each from its root down"
+    assert [type(event) for event in anew[2:4]] == [CheckpointStored, PagesStored]
+    assert sum(isinstance(event, PagesStored) for event in anew) == 5
+    assert driver.cache.take_events() == [], "and from here on what happens, as ever"
+    driver.turn([*range(8), 8, 9])
+    [end] = plain(driver.cache.take_events())
+    assert (type(end), end.position) == (CheckpointStored, 10)
+    for number in range(4):
+        driver.turn([200 + number] * 9)
+    driver.cache.clear()
+    assert plain(driver.cache.take_events()) == [Cleared()]
+
+
+def turns_of(capacity: int | None, clear: bool) -> list[Any]:
+    driver = Driver(events=True, event_capacity=capacity)
+    for number in range(8):
+        driver.turn([number] * 9)
+        if clear:
+            driver.cache.clear()
+    return plain(driver.cache.take_events())
+
+
+def test_the_capacity_is_kept_to_the_id() -> None:
+    events = turns_of(None, clear=False)
+    assert turns_of(ids(events), clear=False) == events
+    assert turns_of(ids(events) - 1, clear=False)[0] == Cleared()
+
+
+def test_what_a_clear_does_away_with_takes_no_room() -> None:
+    """The removals of one clear at a time, not of all eight."""
+    events = turns_of(None, clear=True)
+    removals = [PagesRemoved([0, 1]), *[CheckpointRemoved(0)] * 4]
+    assert sum(event == Cleared() for event in events) == 8
+    assert turns_of(ids(events) + ids(removals), clear=True) == events
+
+
+def test_the_capacity_is_what_the_arena_holds() -> None:
+    """At least 2**20 ids: so many pages of a token leave and come back without an overflow."""
+    driver = Driver(events=True, page_size=1, pages_per_slab=1, slabs=600)
+    prompt = np.arange(500, dtype=np.int32)
+    for _ in range(2**20 // 1600):  # 500 pages, as many tokens, the same pages, and a few states
+        driver.turn(prompt, chunk=500)
+        driver.cache.clear(salt=b"")
+    assert not isinstance(driver.cache.take_events()[0], Cleared)
+    for _ in range(2**20 // 1400):
+        driver.turn(prompt, chunk=500)
+        driver.cache.clear(salt=b"")
+    assert driver.cache.take_events() == [Cleared()]
+    with pytest.raises(ValueError, match="event_capacity: 0, expected 1 <= event_capacity"):
+        Driver(events=True, event_capacity=0)
 
 
 def test_events_do_not_enter_the_digest() -> None:

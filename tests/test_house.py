@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     "types",
+    "times",
+    "door",
     "radix",
     "arena",
     "tree",

@@ -57,13 +57,13 @@ def test_every_sample_is_an_entry_of_stats() -> None:
     registry, driver = prometheus_client.CollectorRegistry(), busy()
     metrics.register(driver.cache, registry)
     found, stats = scrape(registry), driver.cache.stats()
-    for family in metrics.COUNTERS:
-        for value, name in family.stats.items():
-            labels = ((family.label, value),) if family.label else ()
-            assert found["hybridcache:" + family.name + "_total", labels] == stats[name]
-    for family in metrics.GAUGES:
-        assert found["hybridcache:" + family.name, ()] == stats[family.stats[""]]
-    for name in ("tokens_hit", "refused_reserves", "forks", "pins", "lost_cold", "lost_no_checkpoint"):
+    for families, suffix in ((metrics.COUNTERS, "_total"), (metrics.GAUGES, "")):
+        for family in families:
+            for value, name in family.stats.items():
+                labels = ((family.label, value),) if family.label else ()
+                assert found["hybridcache:" + family.name + suffix, labels] == stats[name]
+    seen = ("tokens_hit", "refused_reserves", "forks", "pins", "lost_cold", "lost_no_checkpoint")
+    for name in (*seen, "pinned_checkpoints", "checkpoints", "slabs_with_pages"):
         assert stats[name] > 0, "the traffic shows nothing of " + name
     assert sum(stats[f"evicted_{kind}"] for kind in metrics.KINDS) > 0
     assert set(stats) == metrics.KNOWN, "an entry of stats() has no metric of its own"
@@ -80,11 +80,23 @@ def test_tokens_add_up_and_roles_fill_the_arena() -> None:
     queried = total("prefix_cache_queries_total")
     assert queried == total("prefix_cache_hits_total") + total("prefix_cache_lost_tokens_total") > 0
     assert total("slots") == stats["taken_slots"]
+    assert total("slabs") == geometry.num_slabs and found["hybridcache:slabs", (("role", "pages"),)] > 0
     assert total("pages") + stats["taken_slots"] * geometry.pages_per_slab == geometry.num_pages
-    assert total("checkpoints") == stats["checkpoints"] > 0
+    assert total("checkpoints") == stats["checkpoints"] >= total("checkpoints_pinned") > 0
     share = stats["taken_pages"] * geometry.page_bytes + stats["taken_slots"] * geometry.slab_bytes
     assert total("cache_usage_perc") == pytest.approx(share / geometry.total_bytes)
     assert 0.5 < total("cache_usage_perc") <= 1
+
+
+def test_time_per_operation_is_what_times_says() -> None:
+    registry, driver = prometheus_client.CollectorRegistry(), busy()
+    metrics.register(driver.cache, registry, rank="0")
+    found, times = scrape(registry), driver.cache.times()
+    assert min(times[name].calls for name in ("reserve", "launch", "plan", "applied", "commit")) > 20
+    for name, each in times.items():
+        labels = (("operation", name), ("rank", "0"))
+        assert found["hybridcache:operation_seconds_count", labels] == each.calls
+        assert found["hybridcache:operation_seconds_sum", labels] == each.nanoseconds / 1e9
 
 
 def test_a_fixed_arena_has_free_slots() -> None:

@@ -45,6 +45,12 @@ def test_a_dump_is_read_as_the_cache_is(policy: str) -> None:
     assert len(held) == stats["checkpoints"] == dump.arena["checkpoints"]
     assert len({each.slot for each in held}) == len(held)
     assert dump.arena["taken_pages"] == stats["taken_pages"]
+    assert dump.arena["cached_bytes"] == stats["cached_bytes"]
+    assert (dump.policy, dump.arena["total_bytes"]) == (policy, driver.cache.geometry.total_bytes)
+    again = tree_view.from_json(json.loads(json.dumps(tree_view.as_json(dump))))
+    assert tree_view.opening(again) == tree_view.opening(dump) and f"policy {policy}, " in tree_view.opening(
+        dump
+    )
     tails = {each.tail for each in held if each.tail is not None}
     assert (
         sum(node.pages for node in nodes)
@@ -57,11 +63,20 @@ def test_a_dump_is_read_as_the_cache_is(policy: str) -> None:
         assert all(child.begin == node.depth for child in node.children) and not node.more
         assert len(node.tokens) == min(node.depth - node.begin, 8)
     for kind in {each.kind for each in held}:
-        left = stats[f"published_{kind}"] - stats[f"evicted_{kind}"]
-        assert sum(each.kind == kind for each in held) == left
+        assert sum(each.kind == kind for each in held) == stats[f"held_{kind}"]
     (lease,) = dump.leases
     assert (lease["prompt"], lease["committed"], lease["live"]) == (33, 33, driver.lease.live_slot)
     assert lease["pages"] == driver.lease.pages.tolist() and 0 < lease["own_pages"] < 8
+
+
+def test_a_dump_with_transcripts_and_of_two_regions() -> None:
+    driver = Driver(num_pages=11, num_slots=5, pages_per_slab=3)
+    with driver.cache.transcript() as transcript:
+        transcript.extend([1, 2, 3, 4, 5])
+        driver.turn(transcript)
+        dump = tree_view.read(driver.cache.dump())
+    assert dump.arena["total_bytes"] == driver.cache.geometry.total_bytes
+    assert sum(node.checkpoint is not None for node in dump.walk()) == dump.arena["checkpoints"] > 0
 
 
 def test_edges_and_checkpoints_are_where_a_match_finds_them() -> None:

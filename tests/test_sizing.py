@@ -54,6 +54,16 @@ def test_the_largest_model_on_eight_gpus_by_hand() -> None:
     assert sizing.turn_saved == pytest.approx(0.9798, abs=5e-5)
 
 
+def test_a_smaller_tp_is_advised_only_where_its_weights_fit() -> None:
+    whole, layout = ModelLayout.preset("qwen3.5-397b"), ModelLayout.preset("qwen3.5-397b", tp_size=8)
+    for weights, said in (
+        (397, "More replicas of a smaller TP hold more"),
+        (794, "At TP 4, which would hold"),
+    ):
+        found = advice(size(layout, Machine(H200, 8, 8, weights * 10**9), whole=whole))
+        assert [said in each for each in found if "heads are replicated" in each] == [True]
+
+
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("tp_size", [1, 4])
 @pytest.mark.parametrize("page_size", [16, 64, 1024])

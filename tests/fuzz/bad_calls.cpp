@@ -54,6 +54,29 @@ void add_strangers(Mistakes& to, Cache& cache, LeaseId stranger) {
   to.emplace_back("a closed lease: close", [&, stranger] { cache.close(stranger, Keep::all, false); });
 }
 
+void add_transcripts(Mistakes& to, Cache& cache, TranscriptId closed, const Session* open) {
+  static const std::vector<Token> three = {1, 2, 3};
+  for (const TranscriptId stranger : {closed, TranscriptId{-1}, TranscriptId{kFar}}) {
+    to.emplace_back("a closed transcript: extend", [&, stranger] { cache.extend(stranger, three, {}); });
+    to.emplace_back("a closed transcript: truncate", [&, stranger] { cache.truncate(stranger, 0); });
+    to.emplace_back("a closed transcript: look", [&, stranger] { cache.transcript(stranger); });
+    to.emplace_back("a closed transcript: match", [&, stranger] { cache.match(cache.prompt(stranger)); });
+    to.emplace_back("a closed transcript: reserve", [&, stranger] { cache.reserve(cache.prompt(stranger), {}); });
+    to.emplace_back("a closed transcript: close", [&, stranger] { cache.close_transcript(stranger); });
+  }
+  if (open == nullptr) return;
+  const auto id = open->id;
+  const auto told = std::ssize(open->path.symbols);
+  const auto extend = [&cache, id](std::vector<ContentKey> keys) { cache.extend(id, three, keys); };
+  to.emplace_back("extend: content in what was told", [=] { extend({{told - 1, "x"}}); });
+  to.emplace_back("extend: content beyond", [=] { extend({{told, "x"}, {told + 3, "x"}}); });
+  to.emplace_back("extend: content twice", [=] { extend({{told + 1, "x"}, {told + 1, "y"}}); });
+  to.emplace_back("truncate: longer", [&cache, id, told] { cache.truncate(id, told + 1); });
+  to.emplace_back("truncate: to less than nothing", [&cache, id] { cache.truncate(id, -1); });
+  to.emplace_back("reserve: a transcript and more than the arena",
+                  [&cache, id] { cache.reserve(cache.prompt(id), {{}, kFar}); });
+}
+
 void add_sizes(Mistakes& to, Cache& cache, LeaseId id, std::vector<LeaseId> all) {
   to.emplace_back("launch: no token", [&, id] { launch_them(cache, {id}, {0}); });
   to.emplace_back("launch: fewer than none", [&, id] { launch_them(cache, {id}, {-1}); });
@@ -104,6 +127,7 @@ void Walk::bad_call() {
   Mistakes found;
   add_arguments(found, cache_);
   for (const LeaseId stranger : {closed_, LeaseId{-1}, LeaseId{kFar}}) add_strangers(found, cache_, stranger);
+  add_transcripts(found, cache_, closed_session_, session(who));
   found.emplace_back("a plan before the first", [&] { cache_.applied(0); });
   found.emplace_back("a plan that was not made", [&] { cache_.applied(plans_ + 1); });
   found.emplace_back("release of no pin", [&] { cache_.release(kFar); });

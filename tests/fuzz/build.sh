@@ -8,7 +8,7 @@ mkdir -p "$1" && out=$(realpath "$1") && compiler=$2 flags=$3
 shift 3
 programs=${*:-walk}
 cd "$(dirname "$0")/../.."
-[[ $programs = teardown ]] && parts="" || parts="walk decode bad_calls"  # teardown has its own scene
+[[ $programs = teardown ]] && parts="" || parts="walk decode sessions bad_calls"  # teardown has its own scene
 sources=$(ls csrc/*.cpp | grep -v bind.cpp; for name in $parts; do echo tests/fuzz/$name.cpp; done)
 mains=$(for name in $programs; do echo "tests/fuzz/main_$name.cpp"; done)
 

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from tests.fuzz.replay import Replay
 from tests.test_state_machine import EVENTS
+from tests.walk_events import TRANSCRIPT_EVENTS
 
 CORPUS = Path(__file__).parent / "corpus"
-MOST = 150  # files
+MOST = 180  # files
 BYTES_A_FILE = 1000  # what a file costs beside its bytes
 MOMENT = 10  # what a rare moment counts beside an edge
-MOMENTS = (*EVENTS, "lost", "rows_passed_on", "forked")  # those of the walk, and what only drafts bring about
+# Those of the walk, and what only drafts bring about.
+MOMENTS = tuple(dict.fromkeys((*EVENTS, "lost", "rows_passed_on", "forked", *TRANSCRIPT_EVENTS)))
 OPTIONS = ("run_ahead", "draft_tokens", "inner_checkpoints", "alignment", "policy")
 
 

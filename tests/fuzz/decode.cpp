@@ -9,7 +9,6 @@ namespace fuzz {
 namespace {
 constexpr const char* kSalts[] = {"", "tenant"};
 constexpr const char* kContents[] = {"", "cat", "dog"};
-constexpr std::size_t kRemembered = 12;  // paths that a prompt may be made of
 
 std::int64_t of(std::initializer_list<std::int64_t> values, int choice) {
   return values.begin()[choice];

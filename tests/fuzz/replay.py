@@ -2,10 +2,10 @@
 
 Owns the format: what the bytes of an input mean (read_config, OPS; operands in decode.py). tests/fuzz/walk.h
 decodes the same in C++, and test_fuzz.py holds the two to one digest. An input starts with HEADER bytes that
-choose the options; then come ops, one byte each (modulo 32), with the operands that their docstrings name, a
-byte each. Past the end every byte is 0, and no further op begins. An operand counts modulo what there is to
-choose from, so most inputs are sequences of valid calls; an op that is not possible now reads its operands
-and does nothing.
+choose the options; then come ops, one byte each (modulo 40), with the operands that their docstrings name, a
+byte each (those on transcripts are in sessions.py). Past the end every byte is 0, and no further op begins.
+An operand counts modulo what there is to choose from, so most inputs are sequences of valid calls; an op that
+is not possible now reads its operands and does nothing.
 
 The operand `which` chooses a request by bits 0-2; bits 3-7 say how: of a launch the rows (decode.py, rows),
 of a commit whether the engine stops short of what the device accepted, and where (kept). How much the device
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bad_calls import bad_call
+from tests.fuzz import sessions
 from tests.fuzz.decode import Decoding, Reader, kept, read_config, staying
 from tests.harness import MAX_IN_FLIGHT, SALTS, Flight, Harness
 from tests.test_state_machine import make_core
@@ -52,6 +53,14 @@ class Replay(Decoding):
         except Exception as error:
             raise AssertionError(f"{op and op.__name__}: {error!r}\n{self.h.report()}") from error
         return self.h
+
+    def reserve_options(self, length: int) -> tuple[list[int], int]:
+        """Operands extras, breakpoints, more tokens (see reserve), for a prompt of `length`."""
+        (extras,) = self.input.bytes(1)
+        places = self.input.bytes(extras % 4)
+        max_new = self.input.bytes(1)[0] % 24 if extras & 4 else 0
+        longest = length + max_new
+        return sorted({1 + byte % longest for byte in places}) if longest else [], max_new
 
     def finish(self) -> None:
         """Four of the last calls, two bits of the header's last byte each."""
@@ -109,10 +118,7 @@ def match(r: Replay) -> None:
 def reserve(r: Replay) -> None:
     """path, extras (bits 0-1: how many breakpoints, bit 2: more tokens), breakpoints, more tokens"""
     salt, path = r.path()
-    (extras,) = r.input.bytes(1)
-    places = r.input.bytes(extras % 4)
-    max_new = r.input.bytes(1)[0] % 24 if extras & 4 else 0
-    breakpoints = sorted({1 + byte % (len(path) + max_new) for byte in places})
+    breakpoints, max_new = r.reserve_options(len(path))
     if len(r.h.flights) < MAX_IN_FLIGHT:
         r.paths.append((salt, path))
         r.h.reserve(salt, path, breakpoints, max_new)
@@ -241,7 +247,7 @@ def bad(r: Replay) -> None:
         r.h.commit_wrong(flight, wrong[which % len(wrong)])
     else:
         choices = iter((who, which))
-        bad_call(r.h, lambda n: next(choices) % n)
+        bad_call(r.h, lambda n: next(choices, which) % n)
 
 
 OPS = (
@@ -262,8 +268,9 @@ OPS = (
     release,
     rare,
     bad,
+    *sessions.OPS,
 )
-assert len(OPS) == 32
+assert len(OPS) == 40
 
 # ---- the last calls
 

@@ -9,7 +9,7 @@
 namespace fuzz {
 
 namespace {
-constexpr std::size_t kMostFlights = 8, kMostPins = 3;
+constexpr std::size_t kMostPins = 3;
 constexpr Position kTooMany = 1 << 20;
 }  // namespace
 
@@ -22,13 +22,46 @@ void Unchanged::verify(const Cache& cache, const std::string& what, const std::s
   if (cache.dump() != dump_) throw Finding(what + ": changed the tree\n" + dump_ + "--- now\n" + cache.dump());
 }
 
-const std::array<Walk::Op, 32> Walk::kOps = {
-    &Walk::reserve,      &Walk::reserve,      &Walk::reserve,      &Walk::reserve, &Walk::reserve, &Walk::launch,
-    &Walk::launch,       &Walk::launch,       &Walk::plan,         &Walk::plan,    &Walk::want,    &Walk::apply,
-    &Walk::apply,        &Walk::apply,        &Walk::commit,       &Walk::commit,  &Walk::commit,  &Walk::launch_batch,
-    &Walk::launch_batch, &Walk::commit_batch, &Walk::commit_batch, &Walk::turn,    &Walk::turn,    &Walk::overlap,
-    &Walk::fork,         &Walk::close,        &Walk::close,        &Walk::match,   &Walk::pin,     &Walk::release,
-    &Walk::rare,         &Walk::bad_call};
+const std::array<Walk::Op, 40> Walk::kOps = {&Walk::reserve,
+                                             &Walk::reserve,
+                                             &Walk::reserve,
+                                             &Walk::reserve,
+                                             &Walk::reserve,
+                                             &Walk::launch,
+                                             &Walk::launch,
+                                             &Walk::launch,
+                                             &Walk::plan,
+                                             &Walk::plan,
+                                             &Walk::want,
+                                             &Walk::apply,
+                                             &Walk::apply,
+                                             &Walk::apply,
+                                             &Walk::commit,
+                                             &Walk::commit,
+                                             &Walk::commit,
+                                             &Walk::launch_batch,
+                                             &Walk::launch_batch,
+                                             &Walk::commit_batch,
+                                             &Walk::commit_batch,
+                                             &Walk::turn,
+                                             &Walk::turn,
+                                             &Walk::overlap,
+                                             &Walk::fork,
+                                             &Walk::close,
+                                             &Walk::close,
+                                             &Walk::match,
+                                             &Walk::pin,
+                                             &Walk::release,
+                                             &Walk::rare,
+                                             &Walk::bad_call,
+                                             &Walk::open_session,
+                                             &Walk::extend_session,
+                                             &Walk::extend_session,
+                                             &Walk::truncate_session,
+                                             &Walk::match_session,
+                                             &Walk::reserve_session,
+                                             &Walk::reserve_session,
+                                             &Walk::close_session};
 
 Walk::Walk(std::span<const std::uint8_t> input, bool trace)
     : input_(input), setup_(read_setup(input_)), trace_(trace), cache_(setup_.options) {
@@ -61,22 +94,33 @@ void Walk::match() {
   checked("match");
 }
 
-void Walk::reserve() {
-  const Path asked = path();
-  const auto length = static_cast<std::int64_t>(asked.symbols.size());
+// The operands of a reserve beside its prompt.
+ReserveOptions Walk::reserve_options(Position length) {
   const int extras = input_.byte();
   std::vector<int> places;
   for (int i = 0; i < extras % 4; ++i) places.push_back(input_.byte());
   const Position max_new = extras & 4 ? input_.byte() % 24 : 0;
   std::set<Position> breakpoints;
-  for (const int place : places) breakpoints.insert(1 + place % (length + max_new));
+  for (const int place : places) {
+    if (length + max_new > 0) breakpoints.insert(1 + place % (length + max_new));
+  }
+  return {{breakpoints.begin(), breakpoints.end()}, max_new};
+}
+
+void Walk::reserve() {
+  const Path asked = path();
+  const auto options = reserve_options(std::ssize(asked.symbols));
   if (flights_.size() == kMostFlights) return;
-  paths_.push_back(asked);
   const Ask ask(asked);
-  const ReserveOptions options{{breakpoints.begin(), breakpoints.end()}, max_new};
-  if (!fits(length + max_new)) return refused("reserve: too large", [&] { cache_.reserve(ask.prompt(), options); });
+  reserved(asked, options, [&] { return cache_.reserve(ask.prompt(), options); });
+}
+
+void Walk::reserved(const Path& asked, const ReserveOptions& options,
+                    const std::function<std::optional<LeaseId>()>& reserve) {
+  paths_.push_back(asked);
+  if (!fits(std::ssize(asked.symbols) + options.max_new_tokens)) return refused("reserve: too large", reserve);
   const Unchanged before(cache_);
-  if (const auto id = cache_.reserve(ask.prompt(), options)) {
+  if (const auto id = reserve()) {
     flights_.push_back({*id, asked, {}});
   } else {
     before.verify(cache_, "reserve: no room", "refused_reserves");

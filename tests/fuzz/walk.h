@@ -9,6 +9,7 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -72,6 +73,12 @@ struct Flight {
   std::deque<Running> steps;  // the oldest first
 };
 
+// An open transcript, and what it was told.
+struct Session {
+  TranscriptId id;
+  Path path;
+};
+
 // A launch of one lease. The rows may be Cache::kDefaultRows.
 struct Shape {
   Position count;
@@ -100,7 +107,9 @@ class Walk {
 
  private:
   using Op = void (Walk::*)();
-  static const std::array<Op, 32> kOps;
+  static const std::array<Op, 40> kOps;
+  static constexpr std::size_t kMostFlights = 8;
+  static constexpr std::size_t kRemembered = 12;  // paths that a prompt may be made of
 
   // walk.cpp: the ops
   void match();
@@ -119,9 +128,23 @@ class Walk {
   void pin();
   void release();
   void rare();
-  void bad_call();  // bad_calls.cpp
+  void bad_call();      // bad_calls.cpp
+  void open_session();  // sessions.cpp
+  void extend_session();
+  void truncate_session();
+  void match_session();
+  void reserve_session();
+  void close_session();
+
+  // sessions.cpp: their parts
+  Session* session(int which);
+  void tell(Session& session, const std::vector<Symbol>& more);
+  void verify_tokens(const Session& session) const;
 
   // walk.cpp: their parts
+  ReserveOptions reserve_options(Position length);
+  void reserved(const Path& asked, const ReserveOptions& options,
+                const std::function<std::optional<LeaseId>()>& reserve);
   void launch_all(const std::vector<std::size_t>& chosen, int size, int seed, int how);
   void launched(Flight& flight, const Step& step, int seed);
   void want_one(const Flight& flight, Position position);
@@ -165,11 +188,13 @@ class Walk {
   Cache cache_;
   std::vector<Flight> flights_;
   std::vector<PinId> pins_;
+  std::vector<Session> sessions_;
   std::vector<Path> paths_;           // those that prompts are made of, the newest last
   std::deque<std::int64_t> pending_;  // plans, the oldest first
   std::int64_t plans_ = 0;            // number of the last plan
   std::int64_t applied_ = 0;          // number of the last applied plan
   LeaseId closed_ = 0;                // the lease that was closed last
+  TranscriptId closed_session_ = 0;   // and the transcript
 };
 
 // A prompt as the core takes it, and the tokens that it points to.

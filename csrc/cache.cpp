@@ -210,7 +210,8 @@ void Cache::each_pinned_page(const std::function<void(PageId)>& visit, const Nod
   if (held != nullptr) path(held);
 }
 
-// From where a lease resumed on, the tree may have pages of its own for what the lease has in its table. O(leases + pins).
+// From where a lease resumed on, the tree may have pages of its own for what the lease has in its table. O(leases +
+// pins).
 std::int64_t Cache::most_pinned_pages(const Node* held) const {
   std::int64_t pages = held == nullptr ? 0 : paging().whole(held->depth) + 1;  // with a tail
   for (const auto& [id, lease] : leases_) {

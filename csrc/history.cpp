@@ -198,9 +198,8 @@ void History::schedule(Record* record) {
   if (record->hint == Hint::returns) due = now_ + std::max<std::int64_t>(1, requests_until(record->returns) / 8);
   if (record->bucket + 1 < Hazards::kBuckets) {
     const auto age = now_ - record->opened;
-    const auto look =
-        record->node == nullptr ? Hazards::first_age(record->bucket + 1)
-                                : hazards_.next_look(record->which, record->bucket, age, now_);
+    const auto look = record->node == nullptr ? Hazards::first_age(record->bucket + 1)
+                                              : hazards_.next_look(record->which, record->bucket, age, now_);
     due = std::min(due, record->opened + look);
   }
   calendar_.move(record->due, now_, due);

@@ -32,7 +32,7 @@ def _advance(  # type: ignore[no-untyped-def]
     """Program p advances `COLUMNS` columns of one head of one sequence by all of its tokens."""
     tiles: tl.constexpr = (V + COLUMNS - 1) // COLUMNS
     program = tl.program_id(0)
-    head = program // tiles % VALUE_HEADS
+    head = (program // tiles % VALUE_HEADS).to(tl.int64)
     row = (program // (tiles * VALUE_HEADS)).to(tl.int64)
     key_head = head // (VALUE_HEADS // HEADS)
     at_k = tl.arange(0, ROWS)

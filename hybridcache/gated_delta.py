@@ -22,6 +22,7 @@ __all__ = ["ThroughCopies", "convolve", "convolve_by_torch", "decode", "decode_b
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _INTEGERS = (torch.int32, torch.int64)
+_MOST_ROWS = 65_535  # of a grid, in its second dimension
 _TAPS = 4
 
 
@@ -49,21 +50,21 @@ def decode(
 
     q, k: [N, T, H, K]; v: [N, T, HV, V], HV a multiple of H: that many value heads in a row share a key head.
     g (the logarithm of the decay) and beta: [N, T, HV]. Floats of 16 or 32 bits; they may be slices of larger
-    tensors, if the last dimension (of v, q and k) is contiguous.
+    tensors, if the last dimension is contiguous.
     state: one layer's, [slots, HV, K, V], contiguous within a slot, as `Pools.state` returns it; any stride
     between slots. `scale`: 1 / sqrt(K) by default.
     read_slots: int [N], or [N, C] with `chosen` int [N]: row i begins at `read_slots[i, chosen[i]]`. That is
     how a step in overlap behind a verify step takes the one of `Step.read_slots` that its sequence has come
     to, without the host. -1: the state is zero. Rows may read the same slot (forks).
     write_slots: int [N, T] (or [N], for T = 1), those of a `Step`, one a token: -1 writes nothing. Where a
-    step leaves fewer states than it has tokens, or a sequence has fewer tokens than T, the missing ones are
-    -1. A row may write the slot that it reads; no slot is written twice, or read by another row. Ids are not
+    step leaves fewer states than it has tokens, they are those after its last tokens and stand at the end,
+    behind -1 (`Steps.rows` is padded behind them); where a sequence has fewer tokens than T, -1 follows. A row may write the slot that it reads; no slot is written twice, or read by another row. Ids are not
     checked: that would wait for the device.
     columns: how many of a head's V columns one program of the kernel takes, 8 to 128; it decides the order of
     sums, so bits depend on it (and on dtypes, and whether addresses and strides are multiples of 16 bytes),
     but not on N, T, the slots or the other rows. 32 is the fastest where there is much to do; 16 is, by up to
     15 %, where a step has less than 256 heads (N * HV); 8 gives the bits of flash-linear-attention 0.6.0's
-    `fused_recurrent_gated_delta_rule`, and takes a quarter longer.
+    `fused_recurrent_gated_delta_rule`, and takes up to a third longer.
 
     TypeError for what is no tensor or of a wrong dtype, ValueError for shapes, strides and devices that do
     not fit together. Cost on CUDA: one launch, which reads a state a row and writes one for each id that is
@@ -138,11 +139,13 @@ def convolve(
 
     x: [N, T, channels], the last dimension contiguous. weight: [channels, 4], bias: [channels] or None, both
     contiguous. state: one layer's, [slots, channels, 3], contiguous within a slot: the last three inputs, the
-    oldest first. Sums are in float32 and rounded once. Slots, errors and cost as `decode`; -1 reads zeros.
+    oldest first. N: at most 65,535. Sums are in float32 and rounded once. Slots, errors and cost as `decode`; -1 reads zeros.
     """
     _check_state(state, 3)
     _check_convolution(x, weight, bias, state)
     reads, writes = _check_slots(read_slots, write_slots, chosen, x.shape[0], x.shape[1], state)
+    if len(x) > _MOST_ROWS:
+        raise ValueError(f"x: {len(x)} sequences, expected at most {_MOST_ROWS}")
     kernels = _kernels(state.device.type)
     if kernels is None:
         return convolve_by_torch(x, weight, bias, state, reads, writes, chosen=chosen, silu=silu)
@@ -209,6 +212,7 @@ class ThroughCopies:
         missing, once). Errors as `decode` for what is of this class; the rest is the function's.
         """
         _check_state(state, 4)
+        _check_tensor("write_slots", write_slots)
         _check_ids("read_slots", read_slots, (len(write_slots),), state)
         _check_ids("write_slots", write_slots, (len(write_slots),), state)
         initial = state.index_select(0, read_slots.clamp(min=0))
@@ -239,7 +243,7 @@ def _kernels(device: str) -> Any:
 
 
 def _gather(state: Tensor, read_slots: Tensor, chosen: Tensor | None) -> Tensor:
-    reads = read_slots.reshape(len(read_slots), -1)
+    reads = read_slots if read_slots.dim() == 2 else read_slots.unsqueeze(1)
     column = torch.zeros_like(reads[:, 0]) if chosen is None else chosen
     slots = reads.gather(1, column.long().unsqueeze(1)).squeeze(1)
     held = state.index_select(0, slots.clamp(min=0))
@@ -318,7 +322,7 @@ def _check_slots(
     else:
         _check_ids("chosen", chosen, (count,), state)
         columns = read_slots.shape[-1] if isinstance(read_slots, Tensor) and read_slots.dim() == 2 else 1
-        _check_ids("read_slots", read_slots, (count, columns), state)
+        _check_ids("read_slots", read_slots, (count, max(1, columns)), state)
     return read_slots.reshape(count, -1 if count else 1), write_slots.reshape(count, tokens)
 
 

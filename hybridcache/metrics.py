@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 from hybridcache.cache import HybridCache
+from hybridcache.values import Cause, Reason
 
 PREFIX = "hybridcache:"
 KINDS = ("turn_end", "prompt_end", "chunk_end", "breakpoint", "fork", "cut", "interior")
@@ -40,8 +41,8 @@ def _by(prefix: str, values: tuple[str, ...]) -> dict[str, str]:
     return {value: f"{prefix}_{value}" for value in values}
 
 
-REASONS = ("cold", "complete", "remainder", "unknown", "no_checkpoint", "no_room")
-CAUSES = ("never_made", "reserve", "launch", "fork", "checkpoint", "cap", "clear", "taken_back", "no_room")
+REASONS = get_args(Reason)
+CAUSES = get_args(Cause)
 COUNTERS = (
     Family("prefix_cache_queries", "Prompt tokens of admitted requests.", {"": "tokens_queried"}),
     Family("prefix_cache_hits", "Of these, tokens that were resumed, not computed.", {"": "tokens_hit"}),

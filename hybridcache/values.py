@@ -16,7 +16,7 @@ Reason = Literal["cold", "complete", "remainder", "unknown", "no_checkpoint", "n
 Cause = Literal[
     "never_made", "reserve", "launch", "fork", "checkpoint", "cap", "clear", "taken_back", "no_room"
 ]
-_CAUSES: dict[str, str] = {
+_BECAUSE: dict[str, str] = {
     "reserve": "it left {when}to make room for a request",
     "launch": "it left {when}to make room for a running request",
     "fork": "it left {when}to make room for a fork",
@@ -64,8 +64,9 @@ class Missed(NamedTuple):
     kind: of the checkpoint that stood there last, such as "turn_end". cause: by what it left: for room that a
         "reserve", a "launch" or a "fork" needed; for another "checkpoint"; "cap": max_cached_bytes; "clear";
         "taken_back" by its own lease, which found no room. "no_room": it was there, and the request could not
-        be held beside it (in a lease only). "never_made": the prompt is known as far as `position`, and
-        nobody has left a state there; then what follows, and kind, are None.
+        be held beside it (in a lease only). "never_made": the prompt is known as far as `position`, no
+        state is there, and none is remembered to have been (a policy without a history, all but the default,
+        remembers none); then what follows, and kind, are None.
     requests_ago: how many requests were admitted since. time_ago: the same in the caller's time, None where
         it was not told.
     """
@@ -79,11 +80,11 @@ class Missed(NamedTuple):
     def explain(self) -> str:
         """As words: "a turn_end at 2,999: it left 12 requests ago to make room for a request"."""
         if self.cause == "never_made":
-            return f"a state at {self.position:,}: none was ever made there"
+            return f"a state at {self.position:,}: none is remembered there"
         time = "" if self.time_ago is None else f" ({self.time_ago:,} of the caller's time)"
         requests = "request" if self.requests_ago == 1 else "requests"
         when = f"{self.requests_ago:,} {requests} ago{time} "
-        return f"a {self.kind} at {self.position:,}: {_CAUSES[self.cause].format(when=when)}"
+        return f"a {self.kind} at {self.position:,}: {_BECAUSE[self.cause].format(when=when)}"
 
 
 class Match(NamedTuple):
@@ -99,7 +100,7 @@ class Match(NamedTuple):
     diverged: at kv_length the tree goes on, differently.
     missed: the boundary beyond `length` that would have helped, when it left and by what; None: none is known
         of, or nothing more could be skipped. With policy="default" it knows what has left, KV and all; with
-        others only where the tree knows more than it could resume.
+        others only where the tree knows more than it could resume (and "no_room").
     """
 
     length: int
@@ -119,7 +120,7 @@ class Match(NamedTuple):
         """Why no more could be skipped, in one line of words.
 
         >>> print(Match(0, 30, "no_checkpoint", True, Missed(30, None, "never_made", None, None)).explain())
-        resumes at 0, KV is known to 30 (no_checkpoint); 30 more by a state at 30: none was ever made there
+        resumes at 0, KV is known to 30 (no_checkpoint); 30 more by a state at 30: none is remembered there
         """
         text = f"resumes at {self.length:,}, KV is known to {self.kv_length:,} ({self.reason})"
         if self.missed is None:

@@ -585,3 +585,28 @@ def test_states_of_a_real_model_beside_flash_linear_attention(rows: int, tokens:
         decode(*case.arguments(), state, case.reads, case.writes), expected, rtol=2e-2, atol=1e-3
     )
     assert_same_but(memory, state, other_memory, other, slots[rows:])
+
+
+def test_a_batch_of_nobody_is_nobody() -> None:
+    for reads, chosen in (([0], None), ([0, 3], torch.zeros(0, dtype=torch.int32, device=DEVICE))):
+        _, state = slab(3, (2, 8, 6))
+        q, v, g = (torch.zeros(0, 1, 2, *last, device=DEVICE) for last in ((8,), (6,), ()))
+        ids = torch.zeros(reads, dtype=torch.int32, device=DEVICE)
+        write = torch.zeros(0, dtype=torch.int32, device=DEVICE)
+        for function in (decode, decode_by_torch):
+            assert function(q, q, v, g, g, state, ids, write, chosen=chosen).shape == (0, 1, 2, 6)
+        _, columns = slab(3, (8, 3))
+        x, weight = torch.zeros(0, 1, 8, device=DEVICE), torch.zeros(8, 4, device=DEVICE)
+        for function in (convolve, convolve_by_torch):
+            assert function(x, weight, None, columns, ids, write, chosen=chosen).shape == (0, 1, 8)
+
+
+def test_no_candidate_to_choose_from_and_more_rows_than_a_grid_has_are_refused() -> None:
+    _, columns = slab(3, (8, 3))
+    weight, one = torch.zeros(8, 4, device=DEVICE), torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    with pytest.raises(ValueError, match=r"read_slots: shape \(1, 0\), expected \(1, 1\)"):
+        x = torch.zeros(1, 1, 8, device=DEVICE)
+        convolve(x, weight, None, columns, one.reshape(1, 1)[:, :0].contiguous(), one, chosen=one)
+    many = one.expand(65_536).contiguous()
+    with pytest.raises(ValueError, match="x: 65536 sequences, expected at most 65535"):
+        convolve(torch.zeros(65_536, 1, 8, device=DEVICE), weight, None, columns, many, many)

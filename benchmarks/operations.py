@@ -63,7 +63,9 @@ def measure_turns(recorder: Recorder, length: int, caches: Caches, repetitions: 
     for each in range(repetitions):
         which = each % len(chains)
         compare(cache, chains[which], floors[which], Stopwatch(recorder, length, caches))
-    for each in range(repetitions + len(chains)):  # turns and nothing else: each finds the CPU's caches as turns leave them
+    for each in range(
+        repetitions + len(chains)
+    ):  # turns and nothing else: each finds the CPU's caches as turns leave them
         # The first turn of each conversation settles what the policy learns, and is not kept.
         keep = recorder if each >= len(chains) else Recorder()
         turn(cache, chains[each % len(chains)], Stopwatch(keep, length, caches))

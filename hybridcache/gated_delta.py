@@ -58,7 +58,8 @@ def decode(
     to, without the host. -1: the state is zero. Rows may read the same slot (forks).
     write_slots: int [N, T] (or [N], for T = 1), those of a `Step`, one a token: -1 writes nothing. Where a
     step leaves fewer states than it has tokens, they are those after its last tokens and stand at the end,
-    behind -1 (`Steps.rows` is padded behind them); where a sequence has fewer tokens than T, -1 follows. A row may write the slot that it reads; no slot is written twice, or read by another row. Ids are not
+    behind -1 (`Steps.rows` is padded behind them); where a sequence has fewer tokens than T, -1 follows. A
+    row may write the slot that it reads; no slot is written twice, or read by another row. Ids are not
     checked: that would wait for the device.
     columns: how many of a head's V columns one program of the kernel takes, 8 to 128; it decides the order of
     sums, so bits depend on it (and on dtypes, and whether addresses and strides are multiples of 16 bytes),
@@ -139,7 +140,8 @@ def convolve(
 
     x: [N, T, channels], the last dimension contiguous. weight: [channels, 4], bias: [channels] or None, both
     contiguous. state: one layer's, [slots, channels, 3], contiguous within a slot: the last three inputs, the
-    oldest first. N: at most 65,535. Sums are in float32 and rounded once. Slots, errors and cost as `decode`; -1 reads zeros.
+    oldest first. N: at most 65,535. Sums are in float32 and rounded once. Slots, errors and cost as `decode`;
+    -1 reads zeros.
     """
     _check_state(state, 3)
     _check_convolution(x, weight, bias, state)

@@ -96,7 +96,7 @@ class Hazards:
         return indices[at]
 
     def next_look(self, which: Class, bucket: int, age: int, now: int) -> int:
-        """The age of the next bucket, or where the index more than doubles in this one, of its next quarter."""
+        """The age of the next bucket, or of the next quarter where the index more than doubles in it."""
         here, after = (self.index(which, b, first_age(b), now) for b in (bucket, bucket + 1))
         behind = quarters(bucket, age) + 1 if after > 2 * here else 4
         return first_age(bucket) + -(-behind * WIDTHS[bucket] // 4)

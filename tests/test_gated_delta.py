@@ -604,9 +604,10 @@ def test_a_batch_of_nobody_is_nobody() -> None:
 def test_no_candidate_to_choose_from_and_more_rows_than_a_grid_has_are_refused() -> None:
     _, columns = slab(3, (8, 3))
     weight, one = torch.zeros(8, 4, device=DEVICE), torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    none = one.reshape(1, 1)[:, :0].contiguous()
+    x, wide = torch.zeros(1, 1, 8, device=DEVICE), torch.zeros(65_536, 1, 8, device=DEVICE)
     with pytest.raises(ValueError, match=r"read_slots: shape \(1, 0\), expected \(1, 1\)"):
-        x = torch.zeros(1, 1, 8, device=DEVICE)
-        convolve(x, weight, None, columns, one.reshape(1, 1)[:, :0].contiguous(), one, chosen=one)
+        convolve(x, weight, None, columns, none, one, chosen=one)
     many = one.expand(65_536).contiguous()
     with pytest.raises(ValueError, match="x: 65536 sequences, expected at most 65535"):
-        convolve(torch.zeros(65_536, 1, 8, device=DEVICE), weight, None, columns, many, many)
+        convolve(wide, weight, None, columns, many, many)

@@ -49,4 +49,3 @@ def test_no_hot_path_has_become_slower() -> None:
     assert counts["commit of 832 at 256K"] <= 1.1 * counts["commit of 832 at 1K"]
     # In the steady state decoding takes no memory.
     assert {count for name, count in counted["allocations"].items() if name.startswith("decode")} == {0.0}
-

@@ -57,7 +57,7 @@ class Heap {
   }
 
  private:
-  static constexpr std::size_t kChildren = 4;
+  static constexpr std::size_t kChildren = 16;  // who moves writes to its node, which is cold: better few levels
   static std::size_t above(std::size_t i) { return (i - 1) / kChildren; }
   std::int32_t& at(Node& node) const { return (*node.checkpoint).*place_; }
   std::int32_t at(const Node& node) const { return (*node.checkpoint).*place_; }

@@ -19,7 +19,7 @@ g++ $flags -shared $out/*.o -o "$out/hybridcache/_core$suffix"
 
 driver="-std=c++20 -O1 -g1 -fsanitize=address -D_GLIBCXX_ASSERTIONS -Icsrc"
 mkdir $out/walks
-printf '%s\n' walk decode bad_calls main_walk |
+printf '%s\n' walk decode bad_calls sessions main_walk |
   xargs -P 2 -I{} g++ $driver -c tests/fuzz/{}.cpp -o $out/walks/{}.o
 g++ $flags $(ls $out/*.o | grep -v bind) $out/walks/*.o -o $out/walk
 $out/walk tests/fuzz/corpus/*

@@ -39,6 +39,7 @@ void Cache::check_ids(const Prompt& prompt, Position from) const {
   for (const Token token : tokens) signs |= token;
   if (signs >= 0) return;
   const auto bad = std::find_if(tokens.begin(), tokens.end(), [](Token token) { return token < 0; });
+  if (bad == tokens.end()) refuse("tokens: changed while they were read, expected that nobody writes to them");
   refuse("tokens: " + text(*bad) + " at index " + text(&*bad - prompt.tokens.data()) + ", expected 0 <= token < 2**31");
 }
 

@@ -51,6 +51,8 @@ class Arena {
   std::int64_t page_slabs() const { return static_cast<std::int64_t>(slabs_.size()); }
   std::int64_t num_pages() const { return static_cast<std::int64_t>(page_taken_.size()); }
   std::int64_t num_slots() const { return static_cast<std::int64_t>(slot_taken_.size()); }
+  // All of it, in pages: slots of the fixed arena are memory of their own, else they are the pages'.
+  std::int64_t size_in_pages() const { return num_pages() + (fixed_ ? num_slots() * pages_per_slab_ : 0); }
   std::int64_t free_slots() const {
     return static_cast<std::int64_t>(fixed_ ? free_slots_.size() : free_slabs_.size());
   }

@@ -6,19 +6,9 @@
 namespace hybridcache {
 
 namespace {
-std::string text(std::int64_t value) {
-  return std::to_string(value);
-}
-
-[[noreturn]] void refuse(const std::string& what) {
-  throw std::invalid_argument(what);
-}
-
 // What a thousandth of the arena's bytes holds.
 std::int64_t remembered_tokens(const Options& options, const Arena& arena) {
-  const auto slots = arena.fixed() ? arena.num_slots() * arena.pages_per_slab() : 0;  // else they are the pages'
-  const auto bytes = (arena.num_pages() + slots) * options.page_bytes;
-  return std::max<std::int64_t>(1 << 16, bytes / 4096);
+  return std::max<std::int64_t>(1 << 16, arena.size_in_pages() * options.page_bytes / 4096);
 }
 
 // As many as a full arena takes to tell, so that telling all anew costs no more than what was dropped.
@@ -72,7 +62,8 @@ std::optional<LeaseId> Cache::reserve(const Prompt& prompt, const ReserveOptions
     refuse("tokens: a prompt of " + text(length) + " and max_new_tokens=" + text(options.max_new_tokens) +
            " need one slot and " + text(pages) + " pages, more than the empty arena can hold");
   }
-  const auto walk = this->walk(prompt, length - 1);
+  std::vector<Token> mapped;
+  const auto walk = this->walk(prompt, symbols(prompt, mapped), length - 1);
   const auto match = to_match(walk, length);  // before anything leaves: walk.resume may
   const auto best = walk.resume == nullptr ? Kind{} : walk.resume->checkpoint->kind;
   const auto node = make_room_to_resume(prompt.salt, walk.resume, pages);
@@ -151,7 +142,7 @@ void Cache::resume(Lease& lease, Node* node, Position pages, const Transcript* t
   std::vector<PageId> table;
   table.reserve(pages);
   if (transcript == nullptr) {
-    tree_.append_pages(node, table);
+    tree_.follow_pages(nullptr, node, table);
   } else {  // its anchor lies at or below the node: this one is pinned
     table.assign(transcript->table.begin(), transcript->table.begin() + paging().whole(start));
   }
@@ -287,7 +278,8 @@ void Cache::truncate(TranscriptId id, Position length) {
 
 std::optional<PinId> Cache::pin(const Prompt& prompt) {
   check_prompt(prompt);
-  const auto walk = this->walk(prompt, static_cast<Position>(prompt.tokens.size()));
+  std::vector<Token> mapped;
+  const auto walk = this->walk(prompt, symbols(prompt, mapped), static_cast<Position>(prompt.tokens.size()));
   if (walk.resume == nullptr) return std::nullopt;
   tree_.pin(walk.resume);
   tree_.pin_checkpoint(walk.resume);

@@ -132,9 +132,8 @@ class Cache {
   // match.cpp
   void check_prompt(const Prompt& prompt) const;
   void check_keys(std::span<const ContentKey> keys, Position first, Position end) const;
-  void check_ids(const Prompt& prompt, Position from) const;
   std::span<const Token> symbols(const Prompt& prompt, std::vector<Token>& mapped) const;
-  Walk walk(const Prompt& prompt, Position limit) const;
+  Walk walk(const Prompt& prompt, std::span<const Token> symbols, Position limit) const;
   Match to_match(const Walk& walk, Position length) const;
   std::optional<Missed> missed(const Match& match, Position length, const Reach& reach) const;
 

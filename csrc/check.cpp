@@ -5,10 +5,6 @@
 namespace hybridcache {
 
 namespace {
-std::string text(std::int64_t value) {
-  return std::to_string(value);
-}
-
 std::string hex(const std::string& bytes) {
   static constexpr char kDigits[] = "0123456789abcdef";
   std::string out;
@@ -148,7 +144,7 @@ void Checker::visit_lease(const Lease& lease) {
 void Checker::visit_page_table(const Lease& lease) {
   const auto written_from = cache_.paging().whole(lease.committed);
   std::vector<PageId> path;
-  cache_.tree_.append_pages(lease.anchor, path);
+  cache_.tree_.follow_pages(nullptr, lease.anchor, path);
   for (std::size_t i = 0; i < lease.pages.size(); ++i) {
     pages_[lease.pages[i]].lease += lease.owned[i];
     require(lease.owned[i] || static_cast<Position>(i) < written_from, "I5", [&] {
@@ -181,7 +177,7 @@ void Checker::visit_transcript(const Transcript& transcript) {
     require(std::find(nodes_.begin(), nodes_.end(), node) != nodes_.end(), "I1", wrong(" is anchored at no node"));
     require(node->followed && cache_.transcripts_.anchors(node, transcript), "I1", wrong("'s anchor does not know it"));
     require(node->depth <= std::ssize(transcript.tokens), "I2", wrong(" is shorter than the path to its anchor"));
-    cache_.tree_.append_pages(node, table);
+    cache_.tree_.follow_pages(nullptr, node, table);
   }
   require(table == transcript.table, "I1", wrong("'s table is not that of the path to its anchor"));
   for (; node != nullptr; node = node->parent) {
@@ -270,13 +266,6 @@ void Checker::check_pending() const {
 
 // ---------------------------------------------------------------- printing
 
-namespace {
-std::int64_t arena_bytes(const Options& options, const Arena& arena) {
-  const auto slots = arena.fixed() ? arena.num_slots() : 0;  // else they are the pages'
-  return (arena.num_pages() + slots * arena.pages_per_slab()) * options.page_bytes;
-}
-}  // namespace
-
 void Checker::print_node(std::string& out, const Node& node, int indent) const {
   out += std::string(2 * indent, ' ') + "[" + text(node.begin()) + ", " + text(node.depth) + ")";
   for (std::size_t i = 0; i < std::min<std::size_t>(node.edge.size(), 8); ++i)
@@ -311,7 +300,8 @@ std::string Checker::dump() const {
                     text(arena.taken_slots()) + " of " + text(arena.num_slots()) + ", free slabs " +
                     text(arena.free_slabs()) + ", checkpoints " + text(cache_.tree_.checkpoints()) + "\n";
   out += std::string("policy ") + kPolicyNames[static_cast<int>(cache_.options().policy)] + ", " +
-         text(cache_.cached_bytes()) + " bytes cached of " + text(arena_bytes(cache_.options(), arena)) + "\n";
+         text(cache_.cached_bytes()) + " bytes cached of " + text(arena.size_in_pages() * cache_.options().page_bytes) +
+         "\n";
   for (const auto& [salt, root] : cache_.tree_.roots()) {
     out += "salt '" + hex(salt) + "'\n";
     std::vector<std::pair<const Node*, int>> left = {{root, 1}};

@@ -100,8 +100,7 @@ void Eviction::leaving(Node& node, Cause why) {
 // What the next checkpoints below save has changed.
 void Eviction::place_below(Node& node) {
   if (options_.policy != Policy::learned && options_.policy != Policy::gdsf) return;
-  auto& left = below_;
-  left.clear();
+  std::vector<Node*> left;
   for (const auto& [first, child] : node.children) left.push_back(child);
   while (!left.empty()) {
     Node* below = left.back();

@@ -64,7 +64,6 @@ class Eviction : public CheckpointWatcher, public HistoryWatcher {
   Heap leaves_{&Checkpoint::in_leaves};  // those of order_ whose node has no child
   Worth inflation_ = 0;                  // gdsf: the worth of what left last
   Worth price_ = 0;                      // learned: the worth of what left lately
-  std::vector<Node*> below_;             // place_below(), kept for its memory
   Counter evicted_[kKinds];
 };
 

@@ -5,16 +5,6 @@
 
 namespace hybridcache {
 
-namespace {
-std::string text(std::int64_t value) {
-  return std::to_string(value);
-}
-
-[[noreturn]] void refuse(const std::string& what) {
-  throw std::invalid_argument(what);
-}
-}  // namespace
-
 void Cache::check_prompt(const Prompt& prompt) const {
   const auto length = static_cast<Position>(prompt.tokens.size());
   if (length == 0) refuse("tokens: empty, at least one token was expected");
@@ -32,17 +22,6 @@ void Cache::check_keys(std::span<const ContentKey> keys, Position first, Positio
   }
 }
 
-// From a position on: ids below 0 are the content table's.
-void Cache::check_ids(const Prompt& prompt, Position from) const {
-  const auto tokens = prompt.tokens.subspan(from);
-  Token signs = 0;  // one vectorised pass; which one it was is looked up only for the message
-  for (const Token token : tokens) signs |= token;
-  if (signs >= 0) return;
-  const auto bad = std::find_if(tokens.begin(), tokens.end(), [](Token token) { return token < 0; });
-  if (bad == tokens.end()) refuse("tokens: changed while they were read, expected that nobody writes to them");
-  refuse("tokens: " + text(*bad) + " at index " + text(&*bad - prompt.tokens.data()) + ", expected 0 <= token < 2**31");
-}
-
 // Its tokens as the tree knows them; `mapped` is where they lie if content takes the place of some.
 std::span<const Token> Cache::symbols(const Prompt& prompt, std::vector<Token>& mapped) const {
   if (prompt.content_keys.empty()) return prompt.tokens;
@@ -51,18 +30,17 @@ std::span<const Token> Cache::symbols(const Prompt& prompt, std::vector<Token>& 
   return mapped;
 }
 
-// How far the prompt is known. Refuses ids that are none.
-Walk Cache::walk(const Prompt& prompt, Position limit) const {
+// How far the prompt is known, whose symbols these are. Refuses ids that are none.
+Walk Cache::walk(const Prompt& prompt, std::span<const Token> symbols, Position limit) const {
   if (prompt.transcript != nullptr) return transcripts_.walk(*prompt.transcript, limit);
   const Node* root = tree_.find_root(prompt.salt);
   if (contents_.size() == 0 && prompt.content_keys.empty()) {
-    const auto walk = tree_.walk(root, prompt.tokens, limit);
-    check_ids(prompt, walk.matched);  // what equals the tree's tokens is right
+    const auto walk = tree_.walk(root, symbols, limit);
+    check_ids(prompt.tokens.subspan(walk.matched), "tokens", walk.matched);  // what equals the tree's tokens is right
     return walk;
   }
-  check_ids(prompt, 0);
-  std::vector<Token> mapped;
-  return tree_.walk(root, symbols(prompt, mapped), limit);
+  check_ids(prompt.tokens, "tokens");
+  return tree_.walk(root, symbols, limit);
 }
 
 Match Cache::to_match(const Walk& walk, Position length) const {
@@ -90,13 +68,14 @@ std::optional<Missed> Cache::missed(const Match& match, Position length, const R
 Match Cache::match(const Prompt& prompt) const {
   check_prompt(prompt);
   const auto length = static_cast<Position>(prompt.tokens.size());
-  const auto walk = this->walk(prompt, length - 1);
+  std::vector<Token> mapped;
+  const auto symbols = this->symbols(prompt, mapped);
+  const auto walk = this->walk(prompt, symbols, length - 1);
   auto match = to_match(walk, length);
   Reach reach;
   if (keeps_history()) {
-    std::vector<Token> mapped;
     Record* start = walk.resume == nullptr ? nullptr : walk.resume->checkpoint->record;
-    reach = history_.reach(prompt.salt, start, symbols(prompt, mapped).subspan(match.length));
+    reach = history_.reach(prompt.salt, start, symbols.subspan(match.length));
   }
   match.missed = missed(match, length, reach);
   return match;

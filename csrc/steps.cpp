@@ -9,10 +9,6 @@
 namespace hybridcache {
 
 namespace {
-std::string text(std::int64_t value) {
-  return std::to_string(value);
-}
-
 void check_one_each(const char* name, std::size_t given, std::size_t leases) {
   if (given != leases)
     throw std::invalid_argument(name + (": " + text(given)) + " given, expected one for each of " + text(leases) +

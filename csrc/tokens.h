@@ -39,10 +39,6 @@ class Tokens {
   [[noreturn]] void refuse_type(const std::string& got) const {
     throw py::type_error(name_ + ": " + got + ", expected int32 or int64 in a buffer, or a list of ints");
   }
-  [[noreturn]] void refuse_value(std::int64_t value, std::size_t at) const {
-    throw py::value_error(name_ + ": " + std::to_string(value) + " at index " + std::to_string(at) +
-                          ", expected 0 <= token < 2**31");
-  }
 
   py::object from_tensor(const py::object& tensor) const {
     try {
@@ -69,7 +65,7 @@ class Tokens {
       const auto count = static_cast<std::size_t>(view_.shape[0]);
       if (view_.itemsize == 4) {
         span_ = {static_cast<const Token*>(view_.buf), count};
-        if (checked_) check(span_);
+        if (checked_) check_ids(span_, name_);
       } else {
         narrow({static_cast<const std::int64_t*>(view_.buf), count});
       }
@@ -80,26 +76,14 @@ class Tokens {
     }
   }
 
-  void check(std::span<const Token> tokens) const {
-    Token signs = 0;  // one vectorised pass; which one it was is looked up only for the message
-    for (const Token token : tokens) signs |= token;
-    if (signs >= 0) return;
-    const auto bad = std::find_if(tokens.begin(), tokens.end(), [](Token token) { return token < 0; });
-    refuse_value(*bad, bad - tokens.begin());
-  }
-
   void narrow(std::span<const std::int64_t> wide) {
     copy_.resize(wide.size());
-    std::int64_t high = 0;
+    std::int64_t seen = 0;
     for (std::size_t i = 0; i < wide.size(); ++i) {
       copy_[i] = static_cast<Token>(wide[i]);
-      high |= wide[i];
+      seen |= wide[i];
     }
-    if ((high & ~std::int64_t{INT32_MAX}) != 0) {
-      const auto bad =
-          std::find_if(wide.begin(), wide.end(), [](std::int64_t token) { return token < 0 || token > INT32_MAX; });
-      refuse_value(*bad, bad - wide.begin());
-    }
+    if (is_no_id(seen)) refuse_ids(wide, name_);
     span_ = copy_;
   }
 

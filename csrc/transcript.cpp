@@ -68,9 +68,7 @@ Walk Transcripts::walk(Transcript& transcript, Position limit) {
 // REQUIRES: the anchor, if there is one, lies on the path to `last`.
 void Transcripts::move_down(Transcript& transcript, Node* last) {
   if (last == transcript.anchor) return;
-  transcript.table.resize(paging_.whole(last->depth));
-  for (const Node* node = last; node != transcript.anchor && node->parent != nullptr; node = node->parent)
-    std::copy(node->pages.begin(), node->pages.end(), transcript.table.begin() + paging_.whole(node->begin()));
+  tree_.follow_pages(transcript.anchor, last, transcript.table);
   leave(transcript);
   settle_at(transcript, last);
 }

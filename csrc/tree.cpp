@@ -110,14 +110,13 @@ PageId Tree::path_page(const Node* node, Position number) const {
   return node->pages.at(number - paging_.whole(node->begin()));
 }
 
-void Tree::append_pages(const Node* node, std::vector<PageId>& table) const {
-  const auto first = static_cast<Position>(table.size());
-  table.resize(first + paging_.whole(node->depth));
+void Tree::follow_pages(const Node* above, const Node* node, std::vector<PageId>& table) const {
+  table.resize(paging_.whole(node->depth));
   std::vector<const Node*> path;
-  for (; node->parent != nullptr; node = node->parent) path.push_back(node);
+  for (; node != above && node->parent != nullptr; node = node->parent) path.push_back(node);
   for (std::size_t i = 0; i < path.size(); ++i) {
     if (i + 8 < path.size()) __builtin_prefetch(path[i + 8]->pages.data());
-    std::copy(path[i]->pages.begin(), path[i]->pages.end(), table.begin() + first + paging_.whole(path[i]->begin()));
+    std::copy(path[i]->pages.begin(), path[i]->pages.end(), table.begin() + paging_.whole(path[i]->begin()));
   }
 }
 

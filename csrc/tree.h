@@ -174,8 +174,9 @@ class Tree {
 
   // Page number `number` of the path to `node`. REQUIRES: it is whole there.
   PageId path_page(const Node* node, Position number) const;
-  // Appends the pages of the path to `node` that are whole there.
-  void append_pages(const Node* node, std::vector<PageId>& table) const;
+  // Brings `table` to the pages of the path to `node` that are whole there; it holds those of the path to `above`
+  // already (null: none).
+  void follow_pages(const Node* above, const Node* node, std::vector<PageId>& table) const;
 
   std::int64_t nodes() const { return nodes_.get(); }
   std::int64_t checkpoints() const { return checkpoints_.get(); }

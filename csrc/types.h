@@ -2,9 +2,11 @@
 // Step, Plan). Nothing here owns memory of the cache or changes it.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -178,6 +180,37 @@ struct InvariantError : std::logic_error {
 
 inline void ensure(bool holds, const char* what) {
   if (!holds) throw InvariantError(what);
+}
+
+inline std::string text(std::int64_t value) {
+  return std::to_string(value);
+}
+
+// A caller's mistake.
+[[noreturn]] inline void refuse(const std::string& what) {
+  throw std::invalid_argument(what);
+}
+
+// Whether an id, or several of them or'ed, lies outside [0, 2**31). Below 0 they are the content table's.
+template <class Integer>
+bool is_no_id(Integer ids) {
+  return (ids & ~Integer{INT32_MAX}) != 0;
+}
+
+// Names the first of `ids` that is none, which has index `first` + its place: there is one, unless somebody writes to
+// them meanwhile.
+template <class Integer>
+[[noreturn]] void refuse_ids(std::span<const Integer> ids, const std::string& name, std::size_t first = 0) {
+  const auto bad = std::find_if(ids.begin(), ids.end(), is_no_id<Integer>);
+  if (bad == ids.end()) refuse(name + ": changed while they were read, expected that nobody writes to them");
+  refuse(name + ": " + text(*bad) + " at index " + text(static_cast<std::int64_t>(first) + (bad - ids.begin())) +
+         ", expected 0 <= token < 2**31");
+}
+
+inline void check_ids(std::span<const Token> ids, const std::string& name, std::size_t first = 0) {
+  Token seen = 0;  // one vectorised pass; which one it was is looked up only for the message
+  for (const Token id : ids) seen |= id;
+  if (is_no_id(seen)) refuse_ids(ids, name, first);
 }
 
 // Written by the one thread inside the cache, read by any: no lock, no torn values.

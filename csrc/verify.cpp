@@ -14,12 +14,6 @@
 
 namespace hybridcache {
 
-namespace {
-std::string text(std::int64_t value) {
-  return std::to_string(value);
-}
-}  // namespace
-
 // ---------------------------------------------------------------- launch
 
 std::int64_t Cache::rows_of(const Lease& lease, Position count, std::int64_t asked) const {

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 MATCH = r"""
 match_whole_prompt: I3
-- const auto walk = this->walk(prompt, length - 1);
-+ const auto walk = this->walk(prompt, length);
+- const auto walk = this->walk(prompt, symbols, length - 1);
++ const auto walk = this->walk(prompt, symbols, length);
 match_touches: I9
 - auto match = to_match(walk, length);
 + auto match = to_match(walk, length);
@@ -25,7 +25,7 @@ ids_of_content_forged: I8 key-dropped
 - if (contents_.size() == 0 && prompt.content_keys.empty()) {
 + if (prompt.content_keys.empty()) {
 ids_beyond_what_is_known_unchecked: I8
--   check_ids(prompt, walk.matched);
+-   check_ids(prompt.tokens.subspan(walk.matched), "tokens", walk.matched);
 match_without_content: I8 key-dropped
 - mapped[key.position] = contents_.find(mapped[key.position], key.content);
 + static_cast<void>(key);
@@ -45,7 +45,7 @@ match_does_not_see_what_left: I12
 - match.missed = missed(match, length, reach);
 + match.missed = missed(match, length, {});
 match_sees_what_left_without_content: I8 key-dropped
-- symbols(prompt, mapped).subspan(match.length)
+- symbols.subspan(match.length)
 + prompt.tokens.subspan(match.length)
 what_left_is_not_missed: I12
 - if (reach.left != nullptr) return history_.missed(reach);
@@ -70,8 +70,8 @@ its_own_hit_is_room: I6
 - held == nullptr ? 0 : paging().whole(held->depth) + 1;
 + 0;
 reserve_whole_prompt: I3
-- const auto walk = this->walk(prompt, length - 1);
-+ const auto walk = this->walk(prompt, length);
+- const auto walk = this->walk(prompt, symbols(prompt, mapped), length - 1);
++ const auto walk = this->walk(prompt, symbols(prompt, mapped), length);
 root_without_salt: I8 key-dropped
 - tree_.make_root(salt)
 + tree_.make_root({})

@@ -140,11 +140,9 @@ commits_count_as_launches: uncounted
 
 TOKENS = r"""
 negative_tokens: key-dropped
-- if (signs >= 0) return;
-+ return;
+- if (checked_) check_ids(span_, name_);
 wide_tokens_cut_off: key-dropped
-- if ((high & ~std::int64_t{INT32_MAX}) != 0) {
-+ if (false) {
+- if (is_no_id(seen)) refuse_ids(wide, name_);
 """
 
 GATED_DELTA = r"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,10 +88,11 @@ def test_6_keep_nothing_does_not_demote_what_others_made() -> None:
     assert "superseded" not in line
 
 
-def test_7_a_buffer_that_changes_under_a_call_corrupts_no_memory() -> None:
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_7_a_buffer_that_changes_under_a_call_corrupts_no_memory(dtype: Any) -> None:
     """A token that turned negative after the check was taken for a (token, content) pair."""
     driver = Driver(page_size=64, pages_per_slab=4, slabs=4000, interior_spacing=10**9)
-    prompt, stop = np.zeros(400_000, np.int32), threading.Event()
+    prompt, stop = np.zeros(400_000, dtype), threading.Event()
 
     def spoil() -> None:
         while not stop.is_set():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.gpu_clock import Ceilings
-from benchmarks.tables import table
+from benchmarks.tables import drawing, table
 
 Rows = list[dict[str, Any]]
 OURS, PER_LAYER, LAYER_MAJOR = "ours", "per layer", "layer-major"
@@ -118,13 +118,9 @@ def bounds_table(found: Rows) -> str:
 
 def plot(rows: Rows, about: dict[str, Any], path: str) -> bool:
     """Restores: microseconds as launched, and the fraction of the copy ceiling. False without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
+    pyplot = drawing()
+    if pyplot is None:
         return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     panels = list(dict.fromkeys((row["model"], row["tp"]) for row in rows))
     figure, axes = pyplot.subplots(2, len(panels), figsize=(3.6 * len(panels), 7), squeeze=False)
     for column, (model, tp) in enumerate(panels):

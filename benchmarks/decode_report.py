@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.data_plane_report import _bound, bounds_table, heading, us
-from benchmarks.tables import table
+from benchmarks.tables import drawing, table
 
 __all__ = ["bounds", "bounds_table", "heading", "plot", "tables"]
 
@@ -101,13 +101,9 @@ def bounds(rows: Rows) -> Rows:
 
 def plot(rows: Rows, about: dict[str, Any], path: str) -> bool:
     """Microseconds of a step by sequences, ours and with copies. False without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
+    pyplot = drawing()
+    if pyplot is None:
         return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     panels = list(dict.fromkeys((row["model"], row["tp"]) for row in rows))
     figure, axes = pyplot.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.6), squeeze=False)
     for axis, (model, tp) in zip(axes[0], panels, strict=True):

@@ -63,10 +63,9 @@ def measure_turns(recorder: Recorder, length: int, caches: Caches, repetitions: 
     for each in range(repetitions):
         which = each % len(chains)
         compare(cache, chains[which], floors[which], Stopwatch(recorder, length, caches))
-    for each in range(
-        repetitions + len(chains)
-    ):  # turns and nothing else: each finds the CPU's caches as turns leave them
-        # The first turn of each conversation settles what the policy learns, and is not kept.
+    # From here on turns and nothing else: each finds the CPU's caches as turns leave them. The first turn of
+    # each conversation settles what the policy learns, and is not kept.
+    for each in range(repetitions + len(chains)):
         keep = recorder if each >= len(chains) else Recorder()
         turn(cache, chains[each % len(chains)], Stopwatch(keep, length, caches))
     for each in range(repetitions):
@@ -75,7 +74,7 @@ def measure_turns(recorder: Recorder, length: int, caches: Caches, repetitions: 
 
 def conversations(length: int, repetitions: int) -> tuple[Any, list[Chain]]:
     """A cache with room for all of them, and many conversations, each of them cached up to `length`."""
-    count = max(4, min(repetitions, MOST_TOKENS // length))
+    count = how_many_chains(length, repetitions)
     room = (-(-repetitions // count) + 2) * (TURN + DECODED)
     turns = count * (length // TURN + room // TURN)
     cache = make_cache(tokens=count * (length + room), checkpoints=2 * turns)

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.tables import table
+from benchmarks.tables import drawing, table
 
 Rows = list[dict[str, Any]]
 # (peer, its operation, ours): what an engine asks of either at the same moment.
@@ -206,13 +206,9 @@ def bounds_table(lines: list[Bound]) -> str:
 
 def plot(rows: Rows, peers: dict[str, Any], path: str) -> bool:
     """Medians over tokens of context, log-log. False where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
+    pyplot = drawing()
+    if pyplot is None:
         return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figure, axes = pyplot.subplots(figsize=(9, 6))
     lines = {f"ours: {each}": (rows, each) for each in OURS}
     for peer, result in peers.items():

@@ -1,8 +1,22 @@
-"""A table in Markdown, for the reports of all benchmarks. Owns its form and nothing of what stands in it."""
+"""A table in Markdown and what draws a plot, for the reports of all benchmarks. Owns nothing of what stands
+in them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+
+def drawing() -> Any:
+    """matplotlib's pyplot, which draws into files; None where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.data_plane_report import _bound, bounds_table
-from benchmarks.tables import table
+from benchmarks.tables import drawing, table
 
 __all__ = ["bounds", "bounds_table", "heading", "inner", "plot", "talks", "turns"]
 
@@ -124,13 +124,9 @@ def _worst(choose: Callable[..., Any], values: Any) -> float | None:
 
 def plot(result: dict[str, Any], path: str) -> bool:
     """Milliseconds to the first token by turn, and cached over ideal. False without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
+    pyplot = drawing()
+    if pyplot is None:
         return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figure, (times, ratios) = pyplot.subplots(1, 2, figsize=(10, 4))
     rows = result["alone"] or result["together"]
     numbers = [row["turn"] + 1 for row in rows]

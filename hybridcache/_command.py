@@ -70,6 +70,17 @@ def check_targets(json_target: str | None, plot: Path | None, *, plots: Sequence
         raise ValueError(f"plot: {str(plot)!r}, expected a file of {', '.join(plots)} in a folder")
 
 
+def add_json(add: Callable[..., Any], what: str) -> None:
+    """`--json [PATH]`, where `what` says what is written."""
+    add(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="PATH",
+        help=f"write {what}; no PATH, or -: to standard output",
+    )
+
+
 def write(target: str, text: str) -> None:
     """To a file, or to standard output (`-`)."""
     if target == "-":

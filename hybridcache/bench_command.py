@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hybridcache._command import check_targets, output, write
+from hybridcache._command import add_json, check_targets, output, write
 
 EXAMPLES = """examples:
   hybridcache bench --quick                      fewer sizes and repetitions
@@ -43,13 +43,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     known = "; ".join(f"{name}: {text}" for name, text in BENCHMARKS.items())
     add("names", nargs="*", metavar="NAME", help=f"{known} (all that this machine can run)")
     add("--quick", action="store_true", help="fewer sizes and repetitions")
-    add(
-        "--json",
-        nargs="?",
-        const="-",
-        metavar="PATH",
-        help="write all figures, by benchmark; no PATH, or -: to standard output",
-    )
+    add_json(add, "all figures, by benchmark")
     return command
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import bench_command, show_command, size_command
-from ._command import Status, output, show_rich, write
+from ._command import Status, add_json, output, show_rich, write
 
 EXAMPLES = """examples:
   hybridcache size qwen3.5-397b --memory 8x141GB --tp 8 --weights float8_e4m3fn
@@ -120,13 +120,7 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("--jobs", type=int, default=1, metavar="N", help="processes (1)")
     add("--progress", action="store_true", help="on standard error, even where that is no terminal")
     add("--plot", type=Path, metavar="FILE", help="hit rate against budget; needs matplotlib")
-    add(
-        "--json",
-        nargs="?",
-        const="-",
-        metavar="PATH",
-        help="write all figures; no PATH, or -: to standard output",
-    )
+    add_json(add, "all figures")
     add("--save", type=Path, metavar="FILE", help="write the workload, gzip JSON lines")
     replay.set_defaults(run=_replay)
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hybridcache import tree_svg, tree_view
-from hybridcache._command import Status, check_targets, output, read_bytes, read_model, write
+from hybridcache._command import Status, add_json, check_targets, output, read_bytes, read_model, write
 
 EXAMPLES = """examples:
   hybridcache show dump.txt --svg tree.svg      what Path("dump.txt").write_text(cache.dump()) wrote
@@ -37,13 +37,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--after", type=int, metavar="N", help="of the replay: only the first N requests")
     add("--limit", type=int, default=100, metavar="N", help="nodes drawn, those below which most is (100)")
     add("--svg", type=Path, metavar="FILE", help="draw it")
-    add(
-        "--json",
-        nargs="?",
-        const="-",
-        metavar="PATH",
-        help="write the tree, whole; no PATH, or -: to standard output",
-    )
+    add_json(add, "the tree, whole")
     return command
 
 

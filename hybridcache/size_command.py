@@ -17,6 +17,7 @@ from typing import Any
 
 from hybridcache._command import (
     GB,
+    add_json,
     check_targets,
     output,
     read_bytes,
@@ -62,13 +63,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--running", type=int, default=8, metavar="N", help="requests in a step (8)")
     add("--draft-tokens", type=int, default=0, metavar="N", help="drafts that a step verifies (0)")
     add("--plot", type=Path, metavar="FILE", help="conversations against their length; needs matplotlib")
-    add(
-        "--json",
-        nargs="?",
-        const="-",
-        metavar="PATH",
-        help="write all figures; no PATH, or -: to standard output",
-    )
+    add_json(add, "all figures")
     return command
 
 

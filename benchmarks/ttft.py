@@ -40,7 +40,7 @@ from benchmarks.ttft_model import (
 from benchmarks.ttft_talk import ARTICLE, TINY, Profile, Talk, first_token, go_on
 from hybridcache.hf import CachedModel, Request
 
-RUNS = 5  # of each turn, cached and ideal by turns: medians count
+RUNS = 9  # of each turn, cached and ideal by turns: medians count
 PARTS = ("alone", "inner", "together")
 
 
@@ -85,28 +85,34 @@ def ideal(left: NeverLeft, request: Request, prompt: torch.Tensor, row: dict[str
     )
 
 
-def take_turn(
-    engine: CachedModel, talk: Talk, prompt: torch.Tensor, generated: int
-) -> tuple[Request, int, dict[str, Any]]:
-    """The turn, cached and ideal; before it a few like it in which the user says something else, and which
-    leave nothing. A first turn once: it takes long."""
+def rehearse(engine: CachedModel, talk: Talk, prompt: torch.Tensor, generated: int) -> dict[str, Any]:
+    """A turn like it, cached and ideal, in which the user says something else, and which leaves nothing."""
     assert talk.never_left is not None
-    rows = []
-    for _ in range(RUNS - 1 if talk.read else 0):
-        other = talk.instead_of(prompt)
-        request, _, row = cached(engine, other, generated)
-        ideal(talk.never_left.copy(), request, other, row)
-        request.close(discard=True)
-        rows.append(row)
+    other = talk.instead_of(prompt)
+    request, _, row = cached(engine, other, generated)
+    ideal(talk.never_left.copy(), request, other, row)
+    request.close(discard=True)
+    return row
+
+
+def take_turn(
+    engine: CachedModel, talk: Talk, prompt: torch.Tensor, generated: int, rows: list[dict[str, Any]]
+) -> tuple[Request, int, dict[str, Any]]:
+    """The turn, cached and ideal, with the medians of it and of its rehearsals, `rows`."""
+    assert talk.never_left is not None
     request, token, row = cached(engine, prompt, generated)
     ideal(talk.never_left, request, prompt, row)
-    rows.append(row)
+    rows = [*rows, row]
     for name in ("cached_ms", "ideal_ms"):
         row[name.replace("_ms", "_runs_ms")] = runs = [each[name] for each in rows]
         row[name] = statistics.median(runs)
     row["exact"] = all(each["exact"] for each in rows)
     row["computed"] = max(each["computed"] for each in rows)
     return request, token, row
+
+
+def rehearsals(talk: Talk) -> int:
+    return RUNS - 1 if talk.read else 0  # a first turn is run once: it takes long
 
 
 def alone(engine: CachedModel, model: PreTrainedModel, profile: Profile) -> list[dict[str, Any]]:
@@ -117,7 +123,8 @@ def alone(engine: CachedModel, model: PreTrainedModel, profile: Profile) -> list
     for turn in range(profile.turns):
         prompt = talk.prompt(turn)
         meet_lengths(talk, prompt)
-        request, token, row = take_turn(engine, talk, prompt, profile.generated)
+        rows_before = [rehearse(engine, talk, prompt, profile.generated) for _ in range(rehearsals(talk))]
+        request, token, row = take_turn(engine, talk, prompt, profile.generated, rows_before)
         start = time.perf_counter()
         generated, decoded = go_on(request, token, profile.generated)
         row["decode_ms"] = (time.perf_counter() - start) * 1e3 / max(1, len(decoded))
@@ -145,8 +152,9 @@ def meet_lengths(talk: Talk, prompt: torch.Tensor) -> None:
 def together(
     engine: CachedModel, model: PreTrainedModel, profile: Profile, talks: int, until: float
 ) -> list[dict[str, Any]]:
-    """Several conversations in turn, after one alone has met all lengths. What never left is a copy of what
-    each request held before it closed. No round of turns begins after `until`."""
+    """Several conversations in turn, also in what is timed: run by run through all of them, so that a slow
+    spell of the host is no turn's alone. What never left is a copy of what each request held before it closed.
+    No round of turns begins after `until`."""
     rows = []
     everyone = [Talk(1 + number, profile, model.config.vocab_size) for number in range(talks)]
     for talk in everyone:
@@ -154,9 +162,14 @@ def together(
     for turn in range(profile.turns):
         if time.monotonic() > until:
             break
-        for talk in everyone:
-            prompt = talk.prompt(turn)
-            request, token, row = take_turn(engine, talk, prompt, profile.generated)
+        prompts = [talk.prompt(turn) for talk in everyone]
+        meet_lengths(everyone[0], prompts[0])
+        rehearsed: list[list[dict[str, Any]]] = [[] for _ in everyone]
+        for _ in range(rehearsals(everyone[0])):
+            for talk, prompt, rows_before in zip(everyone, prompts, rehearsed, strict=True):
+                rows_before.append(rehearse(engine, talk, prompt, profile.generated))
+        for talk, prompt, rows_before in zip(everyone, prompts, rehearsed, strict=True):
+            request, token, row = take_turn(engine, talk, prompt, profile.generated, rows_before)
             generated, _ = go_on(request, token, profile.generated)
             assert request._cache is not None
             talk.never_left = None  # its memory first

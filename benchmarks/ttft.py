@@ -153,8 +153,8 @@ def together(
     engine: CachedModel, model: PreTrainedModel, profile: Profile, talks: int, until: float
 ) -> list[dict[str, Any]]:
     """Several conversations in turn, also in what is timed: run by run through all of them, so that a slow
-    spell of the host is no turn's alone. What never left is a copy of what each request held before it closed.
-    No round of turns begins after `until`."""
+    spell of the host is no turn's alone. What never left is a copy of what each request held before it
+    closed. No round of turns begins after `until`."""
     rows = []
     everyone = [Talk(1 + number, profile, model.config.vocab_size) for number in range(talks)]
     for talk in everyone:

@@ -24,10 +24,8 @@ from benchmarks import operations, report
 from benchmarks.clock import Recorder
 from benchmarks.floor import Caches
 from benchmarks.peers import environments
-from hybridcache import HybridCache
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_YET = "HybridCache.transcript: not there yet, so no turn through a transcript was measured"
 
 
 def measure(options: argparse.Namespace, say: Any) -> Recorder:
@@ -37,8 +35,7 @@ def measure(options: argparse.Namespace, say: Any) -> Recorder:
             say(f"turns at {report.size_name(length)}, {name}")
             caches = Caches(name)
             operations.measure_turns(recorder, length, caches, repetitions)
-            if hasattr(HybridCache, "transcript"):
-                operations.measure_transcripts(recorder, length, caches, repetitions)
+            operations.measure_transcripts(recorder, length, caches, repetitions)
         operations.measure_evictions(recorder, length, Caches("warm"), options.repetitions)
     return recorder
 
@@ -115,8 +112,6 @@ def print_report(result: dict[str, Any]) -> None:
             "A turn, by tokens of context; CPU caches flushed before each call", result["rows"], "cold"
         )
     )
-    if not any(row["operation"].startswith("transcript:") for row in result["rows"]):
-        print(NOT_YET + "\n")
     print(report.grid("Batches, by leases", result["batches"], "warm"))
     if result["memory"]:
         print("A tree in a process of its own: resident memory, evictions by checkpoints resident")

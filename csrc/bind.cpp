@@ -345,6 +345,7 @@ PYBIND11_MODULE(_core, module) {
       .def_readwrite("inner_checkpoints", &Options::inner_checkpoints)
       .def_readwrite("events", &Options::events)
       .def_readwrite("event_capacity", &Options::event_capacity)
+      .def_readwrite("small_part", &Options::small_part)
       .def_readwrite("marconi_alpha", &Options::marconi_alpha)
       .def_readwrite("without", &Options::without)
       .def_property(

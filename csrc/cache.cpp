@@ -22,7 +22,7 @@ Cache::Cache(const Options& options)
     : options_(options),
       arena_(options_, digest_),
       history_(options_, remembered_tokens(options_, arena_), contents_),
-      tree_(options_.paging, arena_, contents_, digest_),
+      tree_(options_, arena_, contents_, digest_),
       journal_(options_.paging, tree_, contents_, event_capacity(options_, arena_)),
       eviction_(options_, tree_, history_),
       admission_(

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "radix.h"
+
 namespace hybridcache {
 
 namespace {
@@ -84,11 +86,26 @@ void Checker::visit_node(const Node& node) {
       static_cast<Position>(node.pages.size()) == paging.whole(node.depth) - paging.whole(node.begin()), "I11",
       [&] { return "a node at depth " + text(node.depth) + " does not own the pages that become whole on its edge"; });
   for (const PageId page : node.pages) ++pages_[page].node;
-  for (const Token token : node.edge) {
-    if (token < 0) ++content_users_[token];
-    require(token >= 0 || node.has_content, "I8", "a node does not know of its content");
-  }
+  require(node.edge.is_right(cache_.options().small_part), "I2",
+          [&] { return "the edge above depth " + text(node.depth) + " is torn"; });
+  require(!count_contents(node.edge.all()) || node.has_content, "I8", "a node does not know of its content");
   if (node.checkpoint) visit_checkpoint(node);
+}
+
+bool Checker::count_contents(std::span<const Token> tokens) {
+  bool any = false;
+  for (const Token token : tokens) {
+    if (token >= 0) continue;
+    ++content_users_[token];
+    any = true;
+  }
+  return any;
+}
+
+bool Checker::count_contents(TokenRange tokens) {
+  bool any = false;
+  for (auto left = tokens; !left.empty(); left = left.rest()) any |= count_contents(left.head());
+  return any;
 }
 
 void Checker::visit_checkpoint(const Node& node) {
@@ -134,9 +151,7 @@ void Checker::visit_lease(const Lease& lease) {
       for (const SlotId row : *rows) ++slots_[row];
     }
   }
-  for (const Token token : lease.tokens) {
-    if (token < 0) ++content_users_[token];
-  }
+  count_contents(lease.tokens);
   visit_page_table(lease);
   visit_path(lease);
 }
@@ -160,7 +175,7 @@ void Checker::visit_path(const Lease& lease) const {
   for (const Node* node = lease.anchor; node->depth > lease.course.start; node = node->parent) {
     const auto from = std::max(node->begin(), lease.course.start);
     const auto known = lease.span(from, node->depth);
-    require(std::equal(known.begin(), known.end(), node->edge.begin() + (from - node->begin())), "I4",
+    require(common_prefix(node->edge.last(known.size()), known) == known.size(), "I4",
             [&] { return "lease " + text(lease.id) + " is anchored below other tokens than it committed"; });
   }
 }
@@ -168,9 +183,7 @@ void Checker::visit_path(const Lease& lease) const {
 // Its anchor lies on a path of its salt whose tokens are its first ones, and the table is that path's.
 void Checker::visit_transcript(const Transcript& transcript) {
   const auto wrong = [&](const char* what) { return [&, what] { return "transcript " + text(transcript.id) + what; }; };
-  for (const Token token : transcript.tokens) {
-    if (token < 0) ++content_users_[token];
-  }
+  count_contents(transcript.tokens);
   std::vector<PageId> table;
   const Node* node = transcript.anchor;
   if (node != nullptr) {
@@ -181,8 +194,9 @@ void Checker::visit_transcript(const Transcript& transcript) {
   }
   require(table == transcript.table, "I1", wrong("'s table is not that of the path to its anchor"));
   for (; node != nullptr; node = node->parent) {
-    const bool same = std::equal(node->edge.begin(), node->edge.end(), transcript.tokens.begin() + node->begin());
-    require(same, "I2", wrong(" is anchored on a path of other tokens"));
+    const auto tokens = std::span<const Token>(transcript.tokens).subspan(node->begin());
+    require(common_prefix(node->edge.all(), tokens) == node->edge.size(), "I2",
+            wrong(" is anchored on a path of other tokens"));
     require(node->parent != nullptr || *node->salt == transcript.salt, "I8", wrong(" is anchored in another salt"));
   }
 }
@@ -197,11 +211,7 @@ void Checker::check_pins() {
     require((node->checkpoint ? node->checkpoint->pins : 0) == expected, "I5",
             [&] { return "a checkpoint at " + text(node->depth) + " has pins that nobody holds"; });
   }
-  cache_.history_.each_edge([this](std::span<const Token> edge) {
-    for (const Token token : edge) {
-      if (token < 0) ++content_users_[token];
-    }
-  });
+  cache_.history_.each_edge([this](TokenRange edge) { count_contents(edge); });
   std::int64_t pairs = 0;
   for (const auto& [token, users] : content_users_) {
     ++pairs;
@@ -268,8 +278,9 @@ void Checker::check_pending() const {
 
 void Checker::print_node(std::string& out, const Node& node, int indent) const {
   out += std::string(2 * indent, ' ') + "[" + text(node.begin()) + ", " + text(node.depth) + ")";
-  for (std::size_t i = 0; i < std::min<std::size_t>(node.edge.size(), 8); ++i)
-    out += (i == 0 ? " tokens " : " ") + text(node.edge[i]);
+  std::vector<Token> first(std::min<std::size_t>(node.edge.size(), 8));
+  node.edge.all().first(first.size()).copy_to(first.data());
+  for (std::size_t i = 0; i < first.size(); ++i) out += (i == 0 ? " tokens " : " ") + text(first[i]);
   if (node.edge.size() > 8) out += " ...";
   out += " pages " + text(static_cast<std::int64_t>(node.pages.size()));
   if (node.pins > 0) out += " pins " + text(node.pins);

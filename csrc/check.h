@@ -40,6 +40,9 @@ class Checker {
   [[noreturn]] void fail(const std::string& invariant, const std::string& what) const;
   void visit_tree();
   void visit_node(const Node& node);
+  // Whether there are (token, content) pairs among them.
+  bool count_contents(std::span<const Token> tokens);
+  bool count_contents(TokenRange tokens);
   void visit_checkpoint(const Node& node);
   void visit_lease(const Lease& lease);
   void visit_page_table(const Lease& lease);

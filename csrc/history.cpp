@@ -96,7 +96,9 @@ Record* History::at(Trail& trail, std::span<const Token> path, Position depth, K
     Record* next = child_at(last->children, rest.front());
     const auto common = next == nullptr ? 0 : common_prefix(next->tokens(), rest);
     if (next == nullptr) {
-      last = make(last, rest, kind, trail);
+      tokens_ += std::ssize(rest);
+      contents_.acquire(rest);
+      last = make(last, Edge(rest), kind, trail);
     } else if (common == next->tokens().size()) {
       last = next;
     } else {  // others went on from here: that is worth a record, too
@@ -114,18 +116,16 @@ Record* History::at(Trail& trail, std::span<const Token> path, Position depth, K
   return last;
 }
 
-Record* History::make(Record* parent, std::span<const Token> edge, Kind kind, const Trail& trail, bool passed) {
+Record* History::make(Record* parent, Edge edge, Kind kind, const Trail& trail, bool passed) {
   auto* record = new Record;
   record->id = next_id_++;
-  record->edge.assign(edge.begin(), edge.end());
-  record->depth = parent->depth + static_cast<Position>(edge.size());
+  record->edge = std::move(edge);
+  record->depth = parent->depth + static_cast<Position>(record->edge.size());
   record->kind = kind;
   record->passed = passed;
   record->turns = trail.turns;
   record->gap = trail.gap;
   record->priority = trail.priority;
-  tokens_ += static_cast<std::int64_t>(edge.size());
-  contents_.acquire(edge);
   add_child(parent, record);
   record->place = spells_.insert(spells_.end(), record);
   record->due = calendar_.enter(record);
@@ -137,13 +137,9 @@ Record* History::make(Record* parent, std::span<const Token> edge, Kind kind, co
 Record* History::split(Record* record, Position depth, Kind kind, const Trail& trail) {
   Record* parent = record->parent;
   const auto cut = static_cast<std::size_t>(depth - parent->depth);
-  const auto edge = record->tokens();
-  const std::vector<Token> upper(edge.begin(), edge.begin() + cut);
   remove_child(record);
-  Record* between = make(parent, upper, kind, trail, true);  // some go beyond it
-  tokens_ -= static_cast<std::int64_t>(cut);
-  contents_.release(upper);
-  if (!record->lent) record->edge.erase(record->edge.begin(), record->edge.begin() + cut);
+  Edge upper = record->lent ? Edge(record->tokens().first(cut)) : record->edge.take_front(cut, options_.small_part);
+  Record* between = make(parent, std::move(upper), kind, trail, true);  // some go beyond it
   add_child(between, record);
   between->flow += record->given;
   between->given += record->given;
@@ -308,7 +304,7 @@ void History::flows_up(Record* from, Rate change) {
 void History::resident(Record* record, Node* node) {
   record->node = node;
   record->lent = node->begin() <= record->parent->depth;
-  if (record->lent) std::vector<Token>().swap(record->edge);
+  if (record->lent) record->edge = Edge();
   if (!options_.has(Part::ghosts)) return open_spell(record);  // nothing is known of the time between
   schedule(record);
 }

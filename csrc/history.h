@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "calendar.h"
+#include "edge.h"
 #include "hazard.h"
 #include "types.h"
 
@@ -44,7 +45,7 @@ struct Record {
   std::uint64_t id = 0;
   Record* parent = nullptr;           // null in a root
   const std::string* salt = nullptr;  // in a root
-  std::vector<Token> edge;  // from parent->depth to depth; none while `lent`: the end of its node's edge holds it
+  Edge edge;  // from parent->depth to depth; none while `lent`: the end of its node's edge holds it
   bool lent = false;
   std::vector<std::pair<Token, Record*>> children;  // sorted by the first token of their edge
   Position depth = 0;
@@ -70,7 +71,7 @@ struct Record {
   Calendar::Place due;                 // when its index is looked up again
 
   bool root() const { return parent == nullptr; }
-  std::span<const Token> tokens() const;  // of its edge
+  TokenRange tokens() const;  // of its edge
 };
 
 // Is told where the worth of a resident may have changed.
@@ -136,13 +137,13 @@ class History {
   void splitting(Record* record, Position at);
   void give(Record* record, Rate given);
 
-  void each_edge(const std::function<void(std::span<const Token>)>& visit) const;
+  void each_edge(const std::function<void(TokenRange)>& visit) const;
   // Re-derives flows, edges and gauges; throws InvariantError. O(records + remembered tokens).
   void check() const;
 
  private:
   Record* root(const std::string& salt);
-  Record* make(Record* parent, std::span<const Token> edge, Kind kind, const Trail& trail, bool passed = false);
+  Record* make(Record* parent, Edge edge, Kind kind, const Trail& trail, bool passed = false);
   Record* split(Record* record, Position depth, Kind kind, const Trail& trail);
   void open_spell(Record* record);
   void close_spell(Record* record);

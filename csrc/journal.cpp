@@ -12,8 +12,8 @@ void Journal::add_path(Event& event, const Node* node, Position begin, Position 
   if (number > 0) event.before = tree_.path_page(node, number - 1);
   event.tokens.resize(end - begin);
   for (; node->parent != nullptr; node = node->parent) {
-    for (auto at = std::max(begin, node->begin()); at < std::min(end, node->depth); ++at)
-      event.tokens[at - begin] = node->edge[at - node->begin()];
+    const auto from = std::max(begin, node->begin()), to = std::min(end, node->depth);
+    if (from < to) node->edge.last(node->depth - from).first(to - from).copy_to(event.tokens.data() + (from - begin));
   }
   event.salt = *node->salt;
   for (auto& token : event.tokens) {

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <span>
 
+#include "edge.h"
 #include "types.h"
 
 namespace hybridcache {
@@ -29,6 +30,16 @@ inline std::size_t common_prefix(std::span<const Token> a, std::span<const Token
   }
   while (i < n && a[i] == b[i]) ++i;
   return i;
+}
+
+inline std::size_t common_prefix(TokenRange a, std::span<const Token> b) {
+  std::size_t common = 0;
+  for (auto left = a; !left.empty(); left = left.rest()) {
+    const auto here = common_prefix(left.head(), b.subspan(common));
+    common += here;
+    if (here < left.head().size()) break;
+  }
+  return common;
 }
 
 // Where the child whose edge begins with `first` stands, or belongs; children are (first token, node), in order.

@@ -8,9 +8,8 @@
 
 namespace hybridcache {
 
-std::span<const Token> Record::tokens() const {
-  if (!lent) return edge;
-  return std::span(node->edge).subspan(parent->depth - node->begin(), depth - parent->depth);
+TokenRange Record::tokens() const {
+  return lent ? node->edge.last(depth - parent->depth) : edge.all();
 }
 
 void History::add_child(Record* parent, Record* child) {
@@ -22,8 +21,7 @@ void History::add_child(Record* parent, Record* child) {
 // The node that lends it will not hold all of it any more.
 void History::keep_edge(Record* record) {
   if (!record->lent) return;
-  const auto edge = record->tokens();
-  record->edge.assign(edge.begin(), edge.end());
+  record->edge = Edge(record->tokens());
   record->lent = false;
 }
 
@@ -45,14 +43,13 @@ void History::forget(Record* record) {
   remove_child(record);
   if (record->children.empty()) {
     tokens_ -= static_cast<std::int64_t>(record->edge.size());
-    contents_.release(record->edge);
+    contents_.release(record->edge.all());
   } else {
     Record* below = record->children.front().second;
     if (!below->lent || below->node->begin() > parent->depth) {
-      const auto rest = below->tokens();
-      record->edge.insert(record->edge.end(), rest.begin(), rest.end());
+      keep_edge(below);
+      record->edge.append(std::move(below->edge), options_.small_part);
       below->edge = std::move(record->edge);
-      below->lent = false;
     }
     add_child(parent, below);
   }
@@ -78,7 +75,7 @@ void History::forget_oldest() {
 
 // ---------------------------------------------------------------- check
 
-void History::each_edge(const std::function<void(std::span<const Token>)>& visit) const {
+void History::each_edge(const std::function<void(TokenRange)>& visit) const {
   for (const Record* record : spells_) visit(record->tokens());
 }
 
@@ -97,6 +94,7 @@ void History::check() const {
     for (const auto& [first, child] : record->children) {
       ensure(!child->lent || (child->node != nullptr && child->node->begin() <= record->depth && child->edge.empty()),
              "I7: a record's tokens are lent by a node that does not hold them");
+      ensure(child->edge.is_right(options_.small_part), "I7: the tokens of a record are torn");
       ensure(child->parent == record && child->tokens().front() == first,
              "I7: a record is not where its first token says");
       ensure(child->depth == record->depth + std::ssize(child->tokens()), "I7: a record is not as deep as its path");

@@ -1,7 +1,6 @@
 #include "tree.h"
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 
 #include "radix.h"
@@ -50,6 +49,10 @@ void ContentTable::release(std::span<const Token> tokens) {
   }
 }
 
+void ContentTable::release(TokenRange tokens) {
+  for (auto left = tokens; !left.empty(); left = left.rest()) release(left.head());
+}
+
 // ---------------------------------------------------------------- reading
 
 Node* Tree::find_root(const std::string& salt) const {
@@ -73,7 +76,7 @@ Walk Tree::walk(const Node* from, std::span<const Token> tokens, Position limit)
       walk.ways = static_cast<std::int64_t>(node->children.size());
       break;
     }
-    const auto common = common_prefix(child->edge, tokens.subspan(walk.matched));
+    const auto common = common_prefix(child->edge.all(), tokens.subspan(walk.matched));
     walk.matched += static_cast<Position>(common);
     if (common < child->edge.size()) {  // the walk must not go on into this child's children
       walk.ways = walk.matched < length ? 1 : 0;
@@ -88,7 +91,7 @@ Node* Tree::find(Node* from, std::span<const Token> tokens) const {
   while (from != nullptr && !tokens.empty()) {
     from = child_at(from->children, tokens.front());
     if (from == nullptr || from->edge.size() > tokens.size()) return nullptr;
-    if (std::memcmp(from->edge.data(), tokens.data(), from->edge.size() * sizeof(Token)) != 0) return nullptr;
+    if (common_prefix(from->edge.all(), tokens) < from->edge.size()) return nullptr;
     tokens = tokens.subspan(from->edge.size());
   }
   return from;
@@ -139,7 +142,7 @@ void Tree::add_child(Node* parent, Node* child) {
 
 Node* Tree::make_leaf(Node* parent, std::span<const Token> edge, const LeasePages& from) {
   auto* leaf = new Node;
-  leaf->edge.assign(edge.begin(), edge.end());
+  leaf->edge = Edge(edge);
   leaf->depth = parent->depth + static_cast<Position>(edge.size());
   leaf->has_content = from.has_content && std::any_of(edge.begin(), edge.end(), [](Token token) { return token < 0; });
   if (leaf->has_content) contents_.acquire(edge);
@@ -164,11 +167,10 @@ Node* Tree::split(Node* node, Position at) {
   const auto pages = static_cast<std::size_t>(paging_.whole(at) - paging_.whole(node->begin()));
   upper->depth = at;
   upper->has_content = node->has_content;
-  upper->edge.assign(node->edge.begin(), node->edge.begin() + cut);
+  upper->edge = node->edge.take_front(cut, small_part_);
   upper->pages.assign(node->pages.begin(), node->pages.begin() + pages);
   upper->parent = node->parent;
   child_position(node->parent->children, upper->edge.front())->second = upper;
-  node->edge.erase(node->edge.begin(), node->edge.begin() + cut);
   node->pages.erase(node->pages.begin(), node->pages.begin() + pages);
   node->parent = upper;
   upper->children.push_back({node->edge.front(), node});
@@ -181,7 +183,7 @@ Node* Tree::extend(Node* from, std::span<const Token> tokens, const LeasePages& 
   while (!tokens.empty()) {
     Node* child = child_at(from->children, tokens.front());
     if (child == nullptr) return make_leaf(from, tokens, pages);
-    const auto common = common_prefix(child->edge, tokens);
+    const auto common = common_prefix(child->edge.all(), tokens);
     from = common < child->edge.size() ? split(child, child->begin() + static_cast<Position>(common)) : child;
     tokens = tokens.subspan(common);
   }
@@ -204,7 +206,7 @@ void Tree::settle(Node* node) {
 void Tree::remove_leaf(Node* node) {
   if (holdings_watcher_ != nullptr) holdings_watcher_->pages_leaving(*node);
   Node* parent = node->parent;
-  if (node->has_content) contents_.release(node->edge);
+  if (node->has_content) contents_.release(node->edge.all());
   parent->children.erase(child_position(parent->children, node->edge.front()));
   if (parent->children.empty()) leaf_changed(parent);
   for (const PageId page : node->pages) arena_.uncount_page(page);
@@ -218,10 +220,11 @@ void Tree::remove_root(Node* root) {
   delete root;
 }
 
-// The child keeps its identity and takes the buffers of the node above it: O(child), however long the path.
+// The child keeps its identity and takes the buffers of the node above it: O(pages of the child), however long the
+// path.
 void Tree::merge_into_child(Node* node) {
   Node* child = node->children.front().second;
-  node->edge.insert(node->edge.end(), child->edge.begin(), child->edge.end());
+  node->edge.append(std::move(child->edge), small_part_);
   node->pages.insert(node->pages.end(), child->pages.begin(), child->pages.end());
   child->edge = std::move(node->edge);
   child->pages = std::move(node->pages);

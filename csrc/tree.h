@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "arena.h"
+#include "edge.h"
 #include "types.h"
 
 namespace hybridcache {
@@ -45,7 +46,7 @@ struct Checkpoint {
 
 struct Node {
   Node* parent = nullptr;  // null in a root
-  std::vector<Token> edge;
+  Edge edge;
   Position depth = 0;                             // position of the end of the edge
   std::vector<PageId> pages;                      // numbers whole(begin()) .. whole(depth) - 1
   std::vector<std::pair<Token, Node*>> children;  // sorted by the first token of the edge
@@ -94,6 +95,7 @@ class ContentTable {
   Token acquire(Token token, const std::string& content);
   void acquire(std::span<const Token> tokens);  // once for each negative token
   void release(std::span<const Token> tokens);
+  void release(TokenRange tokens);
   std::size_t size() const { return ids_.size(); }
   Token token(Token negative) const { return entries_[slot(negative)].key->first; }
   const std::string& content(Token negative) const { return entries_[slot(negative)].key->second; }
@@ -129,8 +131,8 @@ struct Walk {
 
 class Tree {
  public:
-  Tree(const Paging& paging, Arena& arena, ContentTable& contents, Digest& digest)
-      : paging_(paging), arena_(arena), contents_(contents), digest_(digest) {}
+  Tree(const Options& options, Arena& arena, ContentTable& contents, Digest& digest)
+      : paging_(options.paging), small_part_(options.small_part), arena_(arena), contents_(contents), digest_(digest) {}
   ~Tree();
   Tree(const Tree&) = delete;
   Tree& operator=(const Tree&) = delete;
@@ -200,6 +202,7 @@ class Tree {
   }
 
   const Paging paging_;
+  const std::size_t small_part_;
   Arena& arena_;
   ContentTable& contents_;
   Digest& digest_;

@@ -103,6 +103,7 @@ struct Options {
   bool inner_checkpoints = false;
   bool events = false;              // a journal of what joins and leaves the tree is kept
   std::int64_t event_capacity = 0;  // ids that it may hold; 0: what the arena holds
+  std::int64_t small_part = 512;    // tokens: parts of an edge that have no more between them become one
   Policy policy = Policy::learned;
   std::uint32_t without = 0;       // learned: a bit for each Part that is switched off
   std::int64_t marconi_alpha = 0;  // weight of efficiency beside recency, in units of 2**-16

@@ -31,6 +31,7 @@ class Options:
     inner_checkpoints: bool
     events: bool
     event_capacity: int
+    small_part: int
     policy: int
     marconi_alpha: int
     without: int

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tests.small_parts  # noqa: F401
 from hybridcache.cache import HybridCache, Lease, Step
 
 

@@ -67,7 +67,7 @@ roots_stay: leftovers
 - if (last->root()) forget_root(last);
 +
 content_not_held: I8 key-dropped
--   contents_.acquire(edge);
+-   contents_.acquire(rest);
 announced_return_ignored: learned
 -   record->hint = hint;
 hint_outlives_the_return: learned

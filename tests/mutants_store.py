@@ -49,6 +49,33 @@ page_not_in_the_digest: I7
 - digest_.mix(kTakePage, page);
 """
 
+EDGE = r"""
+small_parts_stay: I2
+- || part->size + part->next->size > small) return;
++ || part->size + part->next->size > 2) return;
+joined_part_not_counted: I2
+-   part->size = size;
++
+part_grows_where_it_stood: I2
+-   link(part->before, part);
++
+last_tokens_from_the_first_of_their_part: I4 other-depth
+- return {part, begin - from, count};
++ return {part, 0, count};
+last_tokens_from_the_next_part: I4 other-depth
+- while (from > begin) {
++ while (from > begin + 1) {
+lower_tokens_not_moved_up: I2 other-depth
+-   std::memmove(part->tokens(), part->tokens() + count, others * sizeof(Token));
+front_stays_linked: I2
+-   part->before = nullptr;
+front_keeps_its_small_parts: I2
+-   front.join(front.tail_->before, small);
+appended_edge_not_counted: I2
+- size_ += std::exchange(below.size_, 0);
++ below.size_ = 0;
+"""
+
 TREE = r"""
 kind_of_what_left_stays: I1
 - by_kind_[index(node->checkpoint->kind)].add(-1);
@@ -57,11 +84,11 @@ taken_back_stays_pinned: I5
 pinned_twice_counts_twice: I5
 - if (node->checkpoint->pins++ == 0) pinned_.add();
 + ++node->checkpoint->pins, pinned_.add();
-a_quarter_compared_in_find: I2 other-depth
-- from->edge.size() * sizeof(Token)) != 0
-+ from->edge.size()) != 0
+a_part_compared_in_find: I2 other-depth
+- if (common_prefix(from->edge.all(), tokens) < from->edge.size()) return nullptr;
++ if (common_prefix(from->edge.all().head(), tokens) < from->edge.all().head().size()) return nullptr;
 find_does_not_compare: I2 other-depth
-- if (std::memcmp(from->edge.data(), tokens.data(), from->edge.size() * sizeof(Token)) != 0) return nullptr;
+- if (common_prefix(from->edge.all(), tokens) < from->edge.size()) return nullptr;
 content_released_too_early: I8 key-dropped
 - if (leaf->has_content) contents_.acquire(edge);
 content_never_released: I8 leftovers
@@ -318,6 +345,11 @@ tokens_count_nothing: mirror
 """
 
 RADIX = r"""
+parts_beyond_a_difference_count: I2 longer-index
+-     if (here < left.head().size()) break;
+first_part_compared_again: I2 longer-index
+- common_prefix(left.head(), b.subspan(common))
++ common_prefix(left.head(), b)
 a_quarter_compared: I2 key-dropped
 - stride * sizeof(Token)) == 0
 + stride) == 0
@@ -357,6 +389,7 @@ FILES = {
     "csrc/transcript.cpp": TRANSCRIPT,
     "csrc/radix.h": RADIX,
     "csrc/arena.cpp": ARENA,
+    "csrc/edge.cpp": EDGE,
     "csrc/tree.cpp": TREE,
     "csrc/journal.cpp": JOURNAL,
     "csrc/eviction.cpp": EVICTION,

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import time
 
+import tests.small_parts  # noqa: F401
 from tests.actions import random_walk
 from tests.test_state_machine import ACTIONS, make_core
 

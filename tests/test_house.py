@@ -14,6 +14,7 @@ LAYERS = [
     "types",
     "times",
     "door",
+    "edge",
     "radix",
     "arena",
     "tree",

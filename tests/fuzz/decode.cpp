@@ -22,6 +22,7 @@ Setup read_setup(Reader& input) {
   const int shape = input.byte(), first = input.byte(), second = input.byte();
   const bool fixed = shape & 1, large = shape & 2;
   const std::int64_t per_slab = 1 + (shape >> 2) % 5, slack = (shape >> 5) % 3;
+  options.small_part = 8;  // as in all tests
   options.page_bytes = 16 * page_size;
   options.slot_bytes = per_slab * options.page_bytes - 16 * std::min(slack, page_size - 1);
   if (fixed) {

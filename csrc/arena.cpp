@@ -19,12 +19,15 @@ Arena::Arena(const Options& options, Digest& digest)
   const auto slabs = page_slab_count(options, pages_per_slab_);
   const auto pages = fixed_ ? options.num_pages : slabs * pages_per_slab_;
   const auto slots = fixed_ ? options.num_slots : slabs;
+  free_slabs_ = IdSet(slabs);
   for (std::int64_t slab = 0; slab < slabs; ++slab) {
     slabs_.push_back({std::min(pages_per_slab_, pages - slab * pages_per_slab_)});
-    free_slabs_.insert(free_slabs_.end(), static_cast<std::int32_t>(slab));
+    free_slabs_.insert(slab);
   }
-  for (std::int64_t slot = 0; fixed_ && slot < slots; ++slot)
-    free_slots_.insert(free_slots_.end(), static_cast<SlotId>(slot));
+  if (fixed_) {
+    free_slots_ = IdSet(slots);
+    for (std::int64_t slot = 0; slot < slots; ++slot) free_slots_.insert(slot);
+  }
   page_taken_.assign(pages, false);
   page_held_.assign(pages, false);
   slot_taken_.assign(slots, false);
@@ -35,8 +38,8 @@ Arena::Arena(const Options& options, Digest& digest)
 SlotId Arena::take_slot() {
   auto& from = fixed_ ? free_slots_ : free_slabs_;
   ensure(!from.empty(), "take_slot without a free slot");
-  const SlotId slot = *from.begin();
-  from.erase(from.begin());
+  const SlotId slot = from.first();
+  from.erase(slot);
   slot_taken_[slot] = true;
   if (!fixed_) {
     const auto first = slot * pages_per_slab_;
@@ -59,7 +62,7 @@ std::int32_t Arena::choose_slab(std::int32_t home) const {
   if (home != kNone && has_free_page(home)) return home;
   if (!partial_.empty()) return partial_.begin()->second;
   ensure(!free_slabs_.empty(), "take_page without a free page");
-  return *free_slabs_.begin();
+  return free_slabs_.first();
 }
 
 PageId Arena::lowest_free_page(std::int32_t slab) const {
@@ -71,15 +74,21 @@ PageId Arena::lowest_free_page(std::int32_t slab) const {
 // Moves a slab between free, partly used and full as its count of taken pages changes.
 void Arena::set_used(std::int32_t slab, std::int64_t used) {
   auto& s = slabs_[slab];
+  decltype(partial_)::node_type entry;  // of the set, to be used again
   if (has_free_page(slab)) {
-    partial_.erase({-s.used, slab});
+    entry = partial_.extract({-s.used, slab});
   } else if (s.used == 0) {
     free_slabs_.erase(slab);
   }
   slabs_with_pages_.add((used > 0) - (s.used > 0));
   s.used = used;
   if (has_free_page(slab)) {
-    partial_.insert({-used, slab});
+    if (entry.empty()) {
+      partial_.insert({-used, slab});
+    } else {
+      entry.value() = {-used, slab};
+      partial_.insert(std::move(entry));
+    }
   } else if (used == 0) {
     free_slabs_.insert(slab);
   }

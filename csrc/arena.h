@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "id_set.h"
 #include "types.h"
 
 namespace hybridcache {
@@ -53,10 +54,8 @@ class Arena {
   std::int64_t num_slots() const { return static_cast<std::int64_t>(slot_taken_.size()); }
   // All of it, in pages: slots of the fixed arena are memory of their own, else they are the pages'.
   std::int64_t size_in_pages() const { return num_pages() + (fixed_ ? num_slots() * pages_per_slab_ : 0); }
-  std::int64_t free_slots() const {
-    return static_cast<std::int64_t>(fixed_ ? free_slots_.size() : free_slabs_.size());
-  }
-  std::int64_t free_slabs() const { return static_cast<std::int64_t>(free_slabs_.size()); }
+  std::int64_t free_slots() const { return fixed_ ? free_slots_.size() : free_slabs_.size(); }
+  std::int64_t free_slabs() const { return free_slabs_.size(); }
   std::int64_t capacity(std::int32_t slab) const { return slabs_[slab].capacity; }
   std::int32_t slab_of(PageId page) const { return static_cast<std::int32_t>(page / pages_per_slab_); }
   bool holds_pages(std::int32_t slab) const { return slabs_[slab].used > 0; }
@@ -88,8 +87,8 @@ class Arena {
   const std::int64_t pages_per_slab_;
   Digest& digest_;
   std::vector<Slab> slabs_;                                  // slabs that may hold pages
-  std::set<std::int32_t> free_slabs_;                        // no page, no slot
-  std::set<std::int32_t> free_slots_;                        // fixed arena only
+  IdSet free_slabs_;                                         // no page, no slot
+  IdSet free_slots_;                                         // fixed arena only
   std::set<std::pair<std::int64_t, std::int32_t>> partial_;  // (-used, slab): the fullest partly used slab first
   std::vector<bool> page_taken_;
   std::vector<bool> page_held_;

@@ -76,6 +76,7 @@ Walk Tree::walk(const Node* from, std::span<const Token> tokens, Position limit)
       walk.ways = static_cast<std::int64_t>(node->children.size());
       break;
     }
+    __builtin_prefetch(child->children.data());  // comes while the edge is compared
     const auto common = common_prefix(child->edge.all(), tokens.subspan(walk.matched));
     walk.matched += static_cast<Position>(common);
     if (common < child->edge.size()) {  // the walk must not go on into this child's children

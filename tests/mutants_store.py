@@ -4,20 +4,24 @@ mutants_list.py.
 
 from __future__ import annotations
 
+ID_SET = r"""
+highest_free_id: I7 pointer-order
+- std::countr_zero((*words)[id])
++ 63 - std::countl_zero((*words)[id])
+ids_lost_with_the_first_of_their_word: I6
+- if (word != 0) return;
++ static_cast<void>(word);
+ids_unknown_above_their_word: I6
+- if (had_any) return;  // so it is known above
++ return static_cast<void>(had_any);
+"""
+
 ARENA = r"""
-highest_free_slot: I7 pointer-order
-- const SlotId slot = *from.begin();
--   from.erase(from.begin());
-+ const SlotId slot = *from.rbegin();
-+   from.erase(slot);
 emptiest_slab_first: I7
 - return partial_.begin()->second;
 + return partial_.rbegin()->second;
 home_forgotten: I7
 - if (home != kNone && has_free_page(home)) return home;
-highest_free_slab_for_pages: I7 pointer-order
-- return *free_slabs_.begin();
-+ return *free_slabs_.rbegin();
 slab_of_a_slot_stays_clean: not-zeroed
 - std::fill(dirty_.begin() + first, dirty_.begin() + first + pages_per_slab_, true);
 + static_cast<void>(first);
@@ -388,6 +392,7 @@ relative_content: I8 key-dropped
 FILES = {
     "csrc/transcript.cpp": TRANSCRIPT,
     "csrc/radix.h": RADIX,
+    "csrc/id_set.h": ID_SET,
     "csrc/arena.cpp": ARENA,
     "csrc/edge.cpp": EDGE,
     "csrc/tree.cpp": TREE,

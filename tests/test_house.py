@@ -16,6 +16,7 @@ LAYERS = [
     "door",
     "edge",
     "radix",
+    "id_set",
     "arena",
     "tree",
     "journal",

@@ -3,7 +3,9 @@ particular."""
 
 from __future__ import annotations
 
+import heapq
 import os
+import random
 import subprocess
 import sys
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hybridcache.cache import Lease
 from hybridcache.values import Missed
 from tests.conftest import Driver, tokens
 
@@ -174,6 +177,25 @@ def test_i7_equal_calls_make_equal_decisions_in_every_process() -> None:
         )
     assert len(outputs) == 1
     assert outputs.pop().strip().endswith("True")
+
+
+@pytest.mark.parametrize("count", [1, 64, 65, 5000])
+def test_i7_the_lowest_free_slot_is_taken_in_an_arena_of_any_size(count: int) -> None:
+    driver = Driver(num_pages=count, num_slots=count)
+    rng = random.Random(count)
+    open_leases: list[Lease] = []
+    free = list(range(count))  # a heap
+    for _ in range(3 * count):
+        if free and (not open_leases or rng.random() < 0.7):
+            lease = driver.cache.reserve([rng.randrange(1000)])
+            assert lease is not None and lease.live_slot == heapq.heappop(free)
+            open_leases.append(lease)
+        else:
+            assert free or driver.cache.reserve([0]) is None
+            lease = open_leases.pop(rng.randrange(len(open_leases)))
+            heapq.heappush(free, lease.live_slot)
+            lease.close(discard=True)
+    driver.cache.check()
 
 
 def test_i8_nothing_crosses_a_salt(driver: Driver) -> None:

@@ -160,7 +160,7 @@ class Cache {
   std::optional<SlotId> optional_slot(Kind kind, bool spare);
   void acquire_inner(OpenStep& step, const std::vector<Wanted>& inner);
   void book(Lease& lease, OpenStep& step);
-  Step open_step(Lease& lease, OpenStep step);
+  const Step& open_step(Lease& lease, OpenStep&& step);
   void check_count(const Lease& lease, std::int64_t count) const;
   void commit_one(Lease& lease, std::span<const Token> tokens);
   void commit_ordinary(Lease& lease, const OpenStep& step, std::span<const Token> tokens);
@@ -206,10 +206,10 @@ class Cache {
   PinId next_pin_ = 1;
   std::int64_t next_plan_ = 1;
   std::int64_t batch_ = 0;
-  std::int64_t applied_ = 0;       // the number of the last applied plan
-  std::vector<Plan> pending_;      // collected and not yet applied, oldest first
-  std::int64_t open_steps_ = 0;    // of leases that are not closed
-  std::vector<LeaseId> launched_;  // since the last plan, in launch order
+  std::int64_t applied_ = 0;      // the number of the last applied plan
+  std::vector<Plan> pending_;     // collected and not yet applied, oldest first
+  std::int64_t open_steps_ = 0;   // of leases that are not closed
+  std::vector<Lease*> launched_;  // since the last plan, in launch order
   Counters counters_;
   // Of the batch at hand, kept for their memory: a decode step allocates none.
   std::vector<Lease*> batch_leases_;

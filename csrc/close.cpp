@@ -28,7 +28,7 @@ void Cache::close(LeaseId id, Keep keep, bool discard, std::int64_t now, std::in
   counters_.open_leases.add(-1);
   open_steps_ -= static_cast<std::int64_t>(lease.steps.size());
   const auto plan = last_collected(lease);
-  std::erase(launched_, id);  // what no plan has collected is never booked
+  std::erase(launched_, &lease);  // what no plan has collected is never booked
   if (plan != 0) {
     lease.resting = plan;
     counters_.resting_leases.add();

@@ -98,12 +98,12 @@ std::optional<Step> Cache::launch_one(Lease& lease, Position count) {
   return open_step(lease, std::move(step));
 }
 
-Step Cache::open_step(Lease& lease, OpenStep step) {
+const Step& Cache::open_step(Lease& lease, OpenStep&& step) {
   book(lease, step);
   lease.computed = step.end + (step.begin_max - step.begin);
   counters_.launches.add();
   digest_.mix(kLaunch, static_cast<std::uint64_t>(step.end) << 20 ^ lease.id);
-  launched_.push_back(lease.id);
+  launched_.push_back(&lease);
   ++open_steps_;
   lease.steps.push_back(std::move(step));
   return lease.steps.back();
@@ -173,8 +173,8 @@ Plan Cache::collect() {
   }
   Plan plan;
   plan.number = next_plan_;
-  for (const LeaseId id : launched_) {
-    const OpenStep& step = lease(id).steps.back();
+  for (const Lease* lease : launched_) {
+    const OpenStep& step = lease->steps.back();
     const bool from_boundary = step.moves_state && step.read_slot != step.write_slot;
     if (from_boundary && step.read_slot == kNone) plan.zero_slots.push_back(step.write_slot);
     if (from_boundary && step.read_slot != kNone) plan.copy_slots.push_back({step.read_slot, step.write_slot});
@@ -183,10 +183,9 @@ Plan Cache::collect() {
   }
   pending_.push_back(plan);  // what can fail is done
   ++next_plan_;
-  for (const LeaseId id : launched_) {
-    Lease& lease = open_lease(id);
-    for (const PageId page : lease.new_pages) arena_.clean(page);
-    lease.new_pages.clear();
+  for (Lease* lease : launched_) {
+    for (const PageId page : lease->new_pages) arena_.clean(page);
+    lease->new_pages.clear();
   }
   launched_.clear();
   return plan;

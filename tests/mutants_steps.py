@@ -95,7 +95,7 @@ clean_before_the_plan: not-zeroed
 - step.zero_pages.push_back(page);
 + step.zero_pages.push_back(page), arena_.clean(page);
 never_clean: not-zeroed
-- for (const PageId page : lease.new_pages) arena_.clean(page);
+- for (const PageId page : lease->new_pages) arena_.clean(page);
 read_pin_until_the_launch: I5 I10
 -   lease.fresh = false;
 -   lease.extra_passes
@@ -260,7 +260,7 @@ rest_never_ends_idle: leftovers
 - return in_flight && applied_
 + return applied_
 uncollected_step_runs: I10 leftovers
--   std::erase(launched_, id);  // what no plan has collected is never booked
+-   std::erase(launched_, &lease);  // what no plan has collected is never booked
 rest_until_the_uncollected: I10 leftovers
 - if (step->plan < next_plan_) return step->plan;
 + return step->plan;

@@ -9,9 +9,8 @@ and it keeps KV as `[1, heads, tokens, dim]` (a page keeps `[page_size, heads, d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +30,18 @@ if TYPE_CHECKING:
 MINIMUM_TRANSFORMERS = (5, 7)
 UPDATED_IN_PLACE = ("ssm",)
 """State parts that a layer may update where it reads them; others it reads, and hands its cache a new one."""
+
+
+SLOTS_KEPT = 64
+"""Slots of which the views are kept."""
+
+
+class StatePart(NamedTuple):
+    """A part of a recurrent layer's state in one slot."""
+
+    spec: LayerSpec
+    part: TensorSpec
+    kept: Tensor
 
 
 class UnsupportedModelError(ValueError):
@@ -85,6 +96,7 @@ class Bridge:
         self._page_size = layout.page_size
         self._attention = [spec for spec in layout.layers if spec.kind == "attention"]
         self._recurrent = [spec for spec in layout.layers if spec.kind == "recurrent"]
+        self._slots: dict[int, list[StatePart]] = {}
         # A slot may be wider than what the model keeps a state in; learned at the first store.
         self._live_dtypes: dict[tuple[int, str], torch.dtype] = {}
         self._latent_widths: dict[int, int] = {}
@@ -213,11 +225,17 @@ class Bridge:
             _check_shape(spec, rows.shape[1:], part.shape[2:])
             part[where] = rows
 
-    def _states(self, slot: int) -> Iterator[tuple[LayerSpec, TensorSpec, Tensor]]:
-        """All parts of the state in `slot`: views."""
-        for spec in self._recurrent:
-            for part, pool in zip(spec.parts, self._pools.state(spec.index), strict=True):
-                yield spec, part, pool[slot]
+    def _states(self, slot: int) -> list[StatePart]:
+        """All parts of the state in `slot`: views, kept for the next time, since they take long to make."""
+        if slot not in self._slots:
+            if len(self._slots) == SLOTS_KEPT:
+                self._slots.clear()
+            self._slots[slot] = [
+                StatePart(spec, part, pool[slot])
+                for spec in self._recurrent
+                for part, pool in zip(spec.parts, self._pools.state(spec.index), strict=True)
+            ]
+        return self._slots[slot]
 
     def _lives_in_slot(self, spec: LayerSpec, part: TensorSpec, kept: Tensor) -> bool:
         """Whether the model can update this part of a state where it lies."""
@@ -225,13 +243,17 @@ class Bridge:
 
     def _make_states(self, cache: DynamicCache, slot: int, *, in_place: bool) -> None:
         """Memory for the states of a cache that has read something, but for those that live in a slot."""
+        convs: dict[tuple[torch.dtype, torch.Size], list[LayerSpec]] = {}
         for spec, part, kept in self._states(slot):
-            layer, dtype = _layer(cache, spec), self._live_dtypes.get((spec.index, part.name), kept.dtype)
+            dtype = self._live_dtypes.get((spec.index, part.name), kept.dtype)
             if part.name == "conv":
-                channels, width = kept.shape
-                layer.take(kept.new_zeros((1, channels, width + 1), dtype=dtype))
+                convs.setdefault((dtype, kept.shape), []).append(spec)
             elif not in_place or not self._lives_in_slot(spec, part, kept):
-                layer.update_recurrent_state(kept.unsqueeze(0).to(dtype))
+                _layer(cache, spec).update_recurrent_state(kept.unsqueeze(0).to(dtype))
+        for (dtype, (channels, width)), specs in convs.items():  # one tensor for all that are alike
+            shape = len(specs), 1, channels, width + 1
+            for spec, conv in zip(specs, torch.zeros(shape, dtype=dtype, device=self._device), strict=True):
+                _layer(cache, spec).take(conv)
 
     def _read_states(self, cache: DynamicCache, slot: int) -> None:
         """Copy what the cache keeps for itself."""

@@ -258,6 +258,7 @@ def _only_parts(engine: CachedModel, patch: pytest.MonkeyPatch, keep: Callable[[
         return tuple(pool if keep(part.name) else pool.clone() for part, pool in pools)
 
     patch.setattr(engine.pools, "state", partial_state)
+    patch.setattr(engine.bridge, "_slots", {})  # views that were kept
 
 
 def _no_copies(engine: CachedModel, patch: pytest.MonkeyPatch, field: str) -> None:

@@ -31,6 +31,7 @@ from hybridcache import HybridCache, Lease
 
 DECODED = 8  # steps of a measured turn
 EVICTION = "eviction: the difference"
+RESERVE_BESIDE, MEMCMP_BESIDE = "reserve beside memcmp", "memcmp beside reserve"
 MOST_TOKENS = 6 << 20  # of all conversations of a cache
 
 
@@ -63,6 +64,10 @@ def measure_turns(recorder: Recorder, length: int, caches: Caches, repetitions: 
     for each in range(repetitions):
         which = each % len(chains)
         compare(cache, chains[which], floors[which], Stopwatch(recorder, length, caches))
+    for each in range(repetitions):
+        which = each % len(chains)
+        clock, memcmp_first = Stopwatch(recorder, length, caches), each // len(chains) % 2 == 0
+        reserve_beside_memcmp(cache, chains[which], floors[which], clock, memcmp_first=memcmp_first)
     # From here on turns and nothing else: each finds the CPU's caches as turns leave them. The first turn of
     # each conversation settles what the policy learns, and is not kept.
     for each in range(repetitions + len(chains)):
@@ -105,11 +110,34 @@ def turn(cache: HybridCache, chain: Chain, clock: Stopwatch) -> None:
     clock.add("turn", clock.total + rest_of_turn(chain, cache, lease, clock))
 
 
+def reserve_beside_memcmp(
+    cache: HybridCache, chain: Chain, floor: Memcmp, clock: Stopwatch, *, memcmp_first: bool
+) -> None:
+    """One after the other, so that both meet the machine as it is then; each after an untimed pass."""
+    prompt = chain.prompt()
+
+    def reserve_it() -> None:
+        cache.match(prompt)
+        discard(cache, prompt, functools.partial(clock, RESERVE_BESIDE))
+
+    def memcmp_it() -> None:
+        floor.run(chain.length)
+        clock(MEMCMP_BESIDE, lambda: floor.run(chain.length))
+
+    for run in (memcmp_it, reserve_it) if memcmp_first else (reserve_it, memcmp_it):
+        run()
+
+
 def reserve_wide(cache: HybridCache, chain: Chain, clock: Stopwatch) -> None:
     """reserve of the same prompt as int64; nothing is computed."""
     prompt = chain.prompt().astype(np.int64)
     cache.match(prompt)
-    clock("reserve int64", lambda: reserve(cache, prompt, max_new_tokens=64)).close(discard=True)
+    discard(cache, prompt, functools.partial(clock, "reserve int64"))
+
+
+def discard(cache: HybridCache, prompt: Tokens, run: Callable[[Callable[[], Lease]], Lease]) -> None:
+    """A reserve of which nothing comes, carried out by `run`."""
+    run(lambda: reserve(cache, prompt, max_new_tokens=64)).close(discard=True)
 
 
 def rest_of_turn(chain: Chain, cache: HybridCache, lease: Lease, clock: Stopwatch) -> int:

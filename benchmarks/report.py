@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.operations import MEMCMP_BESIDE, RESERVE_BESIDE
 from benchmarks.tables import drawing, table
 
 Rows = list[dict[str, Any]]
@@ -143,13 +144,13 @@ def bounds(rows: Rows, memory: Rows, peers: dict[str, Any]) -> list[Bound]:
     lines = [
         Bound(
             "reserve of a cached 1M prompt / memcmp of it",
-            ratio(find(rows, "reserve", large), find(rows, "memcmp", large)),
+            ratio(find(rows, RESERVE_BESIDE, large), find(rows, MEMCMP_BESIDE, large)),
             3,
             "x",
         ),
         Bound(
             "the same, CPU caches flushed",
-            ratio(find(rows, "reserve", large, "cold"), find(rows, "memcmp", large, "cold")),
+            ratio(find(rows, RESERVE_BESIDE, large, "cold"), find(rows, MEMCMP_BESIDE, large, "cold")),
             3,
             "x",
         ),

@@ -63,13 +63,16 @@ def test_bounds_hold_or_fail_or_were_not_measured() -> None:
 
 def test_the_bounds_are_those_that_are_promised() -> None:
     measured = [
-        *rows("memcmp", 1, 10, 100),
-        *rows("reserve", 2, 20, 250),
+        *rows("memcmp beside reserve", 1, 10, 100),
+        *rows("reserve beside memcmp", 2, 20, 250),
         *rows("match", 1, 10, 120),
         *rows("close", 3, 3, 9),
         *rows("transcript: turn", 10, 11, 19),
     ]
-    cold = [*rows("memcmp", 1, 10, 100, caches="cold"), *rows("reserve", 2, 20, 400, caches="cold")]
+    cold = [
+        *rows("memcmp beside reserve", 1, 10, 100, caches="cold"),
+        *rows("reserve beside memcmp", 2, 20, 400, caches="cold"),
+    ]
     tree = [{"policy": "default", "checkpoints": 5, "tokens": 9, "eviction_us": 4.5, "bytes_per_token": 8.5}]
     peers = {"sglang": {"version": "1", "rows": rows("match", 9, 49, 6000)}, "vllm": {"reason": "no wheel"}}
     found = {line.what: line for line in report.bounds(measured + cold, tree, peers)}

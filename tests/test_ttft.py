@@ -125,6 +125,8 @@ def row(turn: int, **values: Any) -> dict[str, Any]:
         "cold_ms": 300.0,
         "beyond_ideal": 0,
         "exact": True,
+        "cached_runs_ms": [10.0, 20.0, 10.0],
+        "ideal_runs_ms": [9.0, 10.0, 9.5],
         **values,
     }
 
@@ -141,6 +143,8 @@ def test_bounds_hold_or_fail_as_measured() -> None:
     assert found["alone: cached / ideal, the worst turn"]["measured"] == pytest.approx(10.5 / 9.5)
     assert found["alone: cached / ideal, the worst turn"]["holds"] is False
     assert found["together: cached / ideal, the worst turn"]["holds"] is True
+    pairs = found["alone: the same, pair by pair"]
+    assert pairs["measured"] == pytest.approx(10.0 / 9.0) and pairs["holds"] is None
     assert found["alone: cold / cached, the worst turn"]["measured"] == pytest.approx(209 / 10.5)
     assert found["alone: cold / cached, the worst turn"]["holds"] is False
     assert found["together: tokens computed beyond the ideal"]["holds"] is False

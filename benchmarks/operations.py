@@ -118,7 +118,7 @@ def reserve_beside_memcmp(
 
     def reserve_it() -> None:
         cache.match(prompt)
-        discard(cache, prompt, functools.partial(clock, RESERVE_BESIDE))
+        clock(RESERVE_BESIDE, lambda: reserve(cache, prompt, max_new_tokens=64)).close(discard=True)
 
     def memcmp_it() -> None:
         floor.run(chain.length)
@@ -132,12 +132,7 @@ def reserve_wide(cache: HybridCache, chain: Chain, clock: Stopwatch) -> None:
     """reserve of the same prompt as int64; nothing is computed."""
     prompt = chain.prompt().astype(np.int64)
     cache.match(prompt)
-    discard(cache, prompt, functools.partial(clock, "reserve int64"))
-
-
-def discard(cache: HybridCache, prompt: Tokens, run: Callable[[Callable[[], Lease]], Lease]) -> None:
-    """A reserve of which nothing comes, carried out by `run`."""
-    run(lambda: reserve(cache, prompt, max_new_tokens=64)).close(discard=True)
+    clock("reserve int64", lambda: reserve(cache, prompt, max_new_tokens=64)).close(discard=True)
 
 
 def rest_of_turn(chain: Chain, cache: HybridCache, lease: Lease, clock: Stopwatch) -> int:

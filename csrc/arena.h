@@ -59,6 +59,9 @@ class Arena {
   std::int64_t capacity(std::int32_t slab) const { return slabs_[slab].capacity; }
   std::int32_t slab_of(PageId page) const { return static_cast<std::int32_t>(page / pages_per_slab_); }
   bool holds_pages(std::int32_t slab) const { return slabs_[slab].used > 0; }
+  // check(): is this slot, or this slab, among the free ones?
+  bool free_slot_known(SlotId slot) const { return free_slots_.holds(slot); }  // fixed arena
+  bool free_slab_known(std::int32_t slab) const { return free_slabs_.holds(slab); }
   bool page_taken(PageId page) const { return page_taken_[page]; }
   bool page_held(PageId page) const { return page_held_[page]; }
   bool slot_taken(SlotId slot) const { return slot_taken_[slot]; }

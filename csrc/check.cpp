@@ -250,10 +250,15 @@ void Checker::check_slabs() const {
     const bool slot = !arena.fixed() && arena.slot_taken(slab);
     require(arena.holds_pages(slab) == (used > 0) && !(slot && used > 0), "I1",
             [&] { return "slab " + text(slab) + " plays two roles"; });
+    require(arena.free_slab_known(slab) == (!slot && used == 0), "I1",
+            [&] { return "slab " + text(slab) + " is free and not known to be, or the other way round"; });
     taken += used;
     free_slabs += !slot && used == 0;
     with_pages += used > 0;
   }
+  for (SlotId slot = 0; arena.fixed() && slot < arena.num_slots(); ++slot)
+    require(arena.free_slot_known(slot) != arena.slot_taken(slot), "I1",
+            [&] { return "slot " + text(slot) + " is free and not known to be, or the other way round"; });
   require(with_pages == arena.slabs_with_pages(), "I1", "slabs with pages are miscounted");
   require(taken == arena.taken_pages() && free_slabs == arena.free_slabs(), "I1", "pages or slabs are lost");
 }

@@ -10,8 +10,7 @@ namespace {
 EdgePart* make_part(std::size_t size) {
   void* memory = std::malloc(sizeof(EdgePart) + size * sizeof(Token));
   if (memory == nullptr) throw std::bad_alloc();
-  const auto count = static_cast<std::uint32_t>(size);
-  return new (memory) EdgePart{nullptr, nullptr, count, count};
+  return new (memory) EdgePart{nullptr, nullptr, size, size};
 }
 }  // namespace
 
@@ -34,10 +33,16 @@ Edge::~Edge() {
 }
 
 TokenRange Edge::last(std::size_t count) const {
-  if (count == 0) return {nullptr, 0, 0};
-  const Part* part = tail_;
-  auto from = size_ - part->size;  // where the part begins
   const auto begin = size_ - count;
+  if (begin < count) {
+    const EdgePart* part = head_;
+    auto skip = begin;
+    for (; skip >= part->size; part = part->next) skip -= part->size;
+    return {part, skip, count};
+  }
+  if (count == 0) return {nullptr, 0, 0};
+  const EdgePart* part = tail_;
+  auto from = size_ - part->size;  // where the part begins
   while (from > begin) {
     part = part->before;
     from -= part->size;
@@ -46,29 +51,28 @@ TokenRange Edge::last(std::size_t count) const {
 }
 
 // `part` stands after `before` (null: first).
-void Edge::link(Part* before, Part* part) {
+void Edge::link(EdgePart* before, EdgePart* part) {
   (before == nullptr ? head_ : before->next) = part;
   (part == nullptr ? tail_ : part->before) = before;
 }
 
 // Of a part of this edge; it may move.
-Edge::Part* Edge::resize(Part* part, std::size_t capacity) {
-  void* memory = std::realloc(static_cast<void*>(part), sizeof(Part) + capacity * sizeof(Token));
+EdgePart* Edge::resize(EdgePart* part, std::size_t capacity) {
+  void* memory = std::realloc(static_cast<void*>(part), sizeof(EdgePart) + capacity * sizeof(Token));
   if (memory == nullptr) throw std::bad_alloc();
-  part = static_cast<Part*>(memory);
-  part->capacity = static_cast<std::uint32_t>(capacity);
+  part = static_cast<EdgePart*>(memory);
+  part->capacity = capacity;
   link(part->before, part);
   link(part, part->next);
   return part;
 }
 
 // A part and the one after it become one, if they are small.
-void Edge::join(Part* part, std::size_t small) {
+void Edge::join(EdgePart* part, std::size_t small) {
   if (part == nullptr || part->next == nullptr || part->size + part->next->size > small) return;
   const auto size = part->size + part->next->size;
-  if (size > part->capacity)
-    part = resize(part, std::max<std::size_t>(size, std::min<std::size_t>(2 * part->capacity, small)));
-  Part* next = part->next;
+  if (size > part->capacity) part = resize(part, std::max(size, std::min(2 * part->capacity, small)));
+  EdgePart* next = part->next;
   std::copy_n(next->tokens(), next->size, part->tokens() + part->size);
   part->size = size;
   link(part, next->next);
@@ -77,7 +81,7 @@ void Edge::join(Part* part, std::size_t small) {
 
 void Edge::append(Edge&& below, std::size_t small) {
   if (below.empty()) return;
-  Part* last = tail_;
+  EdgePart* last = tail_;
   link(last, below.head_);
   tail_ = std::exchange(below.tail_, nullptr);
   below.head_ = nullptr;
@@ -86,28 +90,28 @@ void Edge::append(Edge&& below, std::size_t small) {
 }
 
 // Makes two of `part`, whose tokens from number `count` on are the second's, which is returned. Copies the fewer.
-Edge::Part* Edge::divide(Part* part, std::size_t count) {
+EdgePart* Edge::divide(EdgePart* part, std::size_t count) {
   const auto others = part->size - count;
   if (others <= count) {
-    Part* lower = make_part(others);
+    EdgePart* lower = make_part(others);
     std::copy_n(part->tokens() + count, others, lower->tokens());
-    part->size = static_cast<std::uint32_t>(count);
+    part->size = count;
     link(lower, part->next);
     link(part, lower);
     resize(part, count);
     return lower;
   }
-  Part* upper = make_part(count);
+  EdgePart* upper = make_part(count);
   std::copy_n(part->tokens(), count, upper->tokens());
   std::memmove(part->tokens(), part->tokens() + count, others * sizeof(Token));
-  part->size = static_cast<std::uint32_t>(others);
+  part->size = others;
   link(part->before, upper);
   link(upper, part);
   return resize(part, others);
 }
 
 Edge Edge::take_front(std::size_t count, std::size_t small) {
-  Part* part = head_;
+  EdgePart* part = head_;
   std::size_t from = 0;  // where it begins
   while (from + part->size <= count) {
     from += part->size;
@@ -129,8 +133,8 @@ Edge Edge::take_front(std::size_t count, std::size_t small) {
 
 bool Edge::is_right(std::size_t small) const {
   std::size_t size = 0;
-  const Part* before = nullptr;
-  for (const Part* part = head_; part != nullptr; before = std::exchange(part, part->next)) {
+  const EdgePart* before = nullptr;
+  for (const EdgePart* part = head_; part != nullptr; before = std::exchange(part, part->next)) {
     if (part->before != before || part->size == 0 || part->size > part->capacity) return false;
     if (before != nullptr && before->size + part->size <= small) return false;
     size += part->size;

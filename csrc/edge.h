@@ -3,7 +3,7 @@
 //
 //    edge, 1700 tokens:   [832 tokens] <-> [832] <-> [36]
 //
-// Two neighbours hold more than `small` tokens between them: what grows by small steps is no list of small parts.
+// Two neighbours hold more than `small` tokens between them, so what grows page by page is no list of pages.
 #pragma once
 
 #include <algorithm>
@@ -20,8 +20,8 @@ namespace hybridcache {
 struct EdgePart {
   EdgePart* before = nullptr;
   EdgePart* next = nullptr;
-  std::uint32_t size = 0;
-  std::uint32_t capacity = 0;
+  std::size_t size = 0;
+  std::size_t capacity = 0;
 
   Token* tokens() { return reinterpret_cast<Token*>(this + 1); }
   const Token* tokens() const { return reinterpret_cast<const Token*>(this + 1); }
@@ -36,6 +36,7 @@ class TokenRange {
 
   std::size_t size() const { return size_; }
   bool empty() const { return size_ == 0; }
+  // REQUIRES: count <= size().
   TokenRange first(std::size_t count) const { return {part_, skip_, count}; }
   std::span<const Token> head() const { return {part_->tokens() + skip_, std::min(size_, part_->size - skip_)}; }
   TokenRange rest() const { return {part_->next, 0, size_ - head().size()}; }
@@ -66,7 +67,7 @@ class Edge {
   bool empty() const { return size_ == 0; }
   Token front() const { return head_->tokens()[0]; }
   TokenRange all() const { return {head_, 0, size_}; }
-  TokenRange last(std::size_t count) const;  // O(parts of it)
+  TokenRange last(std::size_t count) const;  // O(parts, from the nearer end)
 
   // The tokens of `below` come after these: O(small).
   void append(Edge&& below, std::size_t small);
@@ -77,19 +78,18 @@ class Edge {
   bool is_right(std::size_t small) const;  // check(): are its parts linked, counted, and not too many?
 
  private:
-  using Part = EdgePart;
   void swap(Edge& other) noexcept {
     std::swap(head_, other.head_);
     std::swap(tail_, other.tail_);
     std::swap(size_, other.size_);
   }
-  Part* resize(Part* part, std::size_t capacity);
-  Part* divide(Part* part, std::size_t count);
-  void join(Part* part, std::size_t small);
-  void link(Part* before, Part* part);
+  EdgePart* resize(EdgePart* part, std::size_t capacity);
+  EdgePart* divide(EdgePart* part, std::size_t count);
+  void join(EdgePart* part, std::size_t small);
+  void link(EdgePart* before, EdgePart* part);
 
-  Part* head_ = nullptr;
-  Part* tail_ = nullptr;
+  EdgePart* head_ = nullptr;
+  EdgePart* tail_ = nullptr;
   std::size_t size_ = 0;
 };
 

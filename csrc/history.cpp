@@ -45,7 +45,7 @@ Reach History::reach(const std::string& salt, Record* start, std::span<const Tok
     Record* next = child_at(exit->children, below.front());
     const auto common = next == nullptr ? 0 : common_prefix(next->tokens(), below);
     reach.known += static_cast<Position>(common);
-    if (next == nullptr || common < next->tokens().size()) {
+    if (next == nullptr || reach.known < next->depth) {
       reach.branches = common > 0 ? common < below.size() : !exit->children.empty() && !exit->root();
       break;
     }
@@ -99,7 +99,7 @@ Record* History::at(Trail& trail, std::span<const Token> path, Position depth, K
       tokens_ += std::ssize(rest);
       contents_.acquire(rest);
       last = make(last, Edge(rest), kind, trail);
-    } else if (common == next->tokens().size()) {
+    } else if (last->depth + static_cast<Position>(common) == next->depth) {
       last = next;
     } else {  // others went on from here: that is worth a record, too
       last = split(next, last->depth + static_cast<Position>(common), common == rest.size() ? kind : Kind::fork, trail);

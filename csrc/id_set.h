@@ -19,6 +19,7 @@ class IdSet {
 
   std::int64_t size() const { return size_; }
   bool empty() const { return size_ == 0; }
+  bool holds(std::int64_t id) const { return (levels_.front()[id / 64] & bit(id)) != 0; }
   // REQUIRES: it does not hold it.
   void insert(std::int64_t id) {
     ++size_;

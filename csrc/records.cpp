@@ -40,18 +40,19 @@ void History::forget(Record* record) {
   calendar_.strike(record->due);
   flows_up(record, Rate{0} - record->index);
   Record* parent = record->parent;
-  remove_child(record);
   if (record->children.empty()) {
+    remove_child(record);
     tokens_ -= static_cast<std::int64_t>(record->edge.size());
     contents_.release(record->edge.all());
   } else {
     Record* below = record->children.front().second;
+    child_position(parent->children, record->tokens().front())->second = below;
     if (!below->lent || below->node->begin() > parent->depth) {
       keep_edge(below);
       record->edge.append(std::move(below->edge), options_.small_part);
       below->edge = std::move(record->edge);
     }
-    add_child(parent, below);
+    below->parent = parent;
   }
   spells_.erase(record->place);
   delete record;

@@ -143,7 +143,7 @@ class Bridge:
         a copy in `target`. Where a slot keeps a state in another dtype than the model does, the cache keeps
         its own, and `store` copies it.
         """
-        homes = list(self._states(target))
+        homes = self._states(target)
         reads = homes if slot in (-1, target) else self._states(slot)
         for (spec, part, home), (_, _, read) in zip(homes, reads, strict=True):
             if self._lives_in_slot(spec, part, home):
@@ -227,15 +227,17 @@ class Bridge:
 
     def _states(self, slot: int) -> list[StatePart]:
         """All parts of the state in `slot`: views, kept for the next time, since they take long to make."""
-        if slot not in self._slots:
+        found = self._slots.pop(slot, None)
+        if found is None:
             if len(self._slots) == SLOTS_KEPT:
-                self._slots.clear()
-            self._slots[slot] = [
+                del self._slots[next(iter(self._slots))]
+            found = [
                 StatePart(spec, part, pool[slot])
                 for spec in self._recurrent
                 for part, pool in zip(spec.parts, self._pools.state(spec.index), strict=True)
             ]
-        return self._slots[slot]
+        self._slots[slot] = found  # the last used is the last to go
+        return found
 
     def _lives_in_slot(self, spec: LayerSpec, part: TensorSpec, kept: Tensor) -> bool:
         """Whether the model can update this part of a state where it lies."""

@@ -66,6 +66,9 @@ part_grows_where_it_stood: I2
 last_tokens_from_the_first_of_their_part: I4 other-depth
 - return {part, begin - from, count};
 + return {part, 0, count};
+last_tokens_from_the_part_before: I4 other-depth
+- for (; skip >= part->size; part = part->next)
++ for (; skip > part->size; part = part->next)
 last_tokens_from_the_next_part: I4 other-depth
 - while (from > begin) {
 + while (from > begin + 1) {

@@ -37,6 +37,7 @@ def measure(options: argparse.Namespace, say: Any) -> Recorder:
             operations.measure_turns(recorder, length, caches, repetitions)
             operations.measure_transcripts(recorder, length, caches, repetitions)
         operations.measure_evictions(recorder, length, Caches("warm"), options.repetitions)
+        operations.measure_shortage(recorder, length, Caches("warm"), options.repetitions)
     return recorder
 
 

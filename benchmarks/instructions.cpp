@@ -178,6 +178,27 @@ void evict(int repetitions) {
     throw std::logic_error("forks of which each was to evict one checkpoint have evicted another number");
 }
 
+// A request for all memory, beside open leases and a conversation that could leave.
+void refuse(Position context, int repetitions) {
+  Cache cache(make_options(4096));
+  for (std::uint64_t each = 0; each < 4; ++each) {
+    Conversation chain{cache, {each}, {}};
+    chain.grow(context);
+    chain.reserve();
+  }
+  Conversation idle{cache, {4}, {}}, asking{cache, {5}, {}};
+  idle.turn();
+  const auto page_size = cache.options().paging.page_size;
+  const auto pages = cache.arena().num_pages() - cache.arena().pages_per_slab();
+  const auto more = static_cast<Position>(pages) * page_size - static_cast<Position>(asking.prompt().size());
+  for (int i = 0; i < repetitions; ++i) {
+    measured([&] {
+      if (cache.reserve({asking.tokens, "", {}}, {{}, more, -1}))
+        throw std::logic_error("a request for all memory was not refused");
+    });
+  }
+}
+
 const std::map<std::string, std::function<void(int)>> kOperations = {
     {"decode step at 1K", [](int n) { decode(1 << 10, n); }},
     {"decode step at 256K", [](int n) { decode(1 << 18, n); }},
@@ -188,6 +209,8 @@ const std::map<std::string, std::function<void(int)>> kOperations = {
     {"close at 1K", [](int n) { turns(Part::close, 1 << 10, n); }},
     {"close at 256K", [](int n) { turns(Part::close, 1 << 18, n); }},
     {"fork that evicts one", evict},
+    {"refused reserve at 1K", [](int n) { refuse(1 << 10, n); }},
+    {"refused reserve at 256K", [](int n) { refuse(1 << 18, n); }},
 };
 
 }  // namespace

@@ -33,6 +33,7 @@ DECODED = 8  # steps of a measured turn
 EVICTION = "eviction: the difference"
 RESERVE_BESIDE, MEMCMP_BESIDE = "reserve beside memcmp", "memcmp beside reserve"
 MOST_TOKENS = 6 << 20  # of all conversations of a cache
+OPEN, IDLE = 8, 8  # leases and conversations of a cache that is full
 
 
 class Stopwatch:
@@ -248,6 +249,36 @@ def evict_one_by_one(
     for one in ballast:
         one.lease.close(discard=True)
     parent.close(discard=True)
+
+
+def measure_shortage(recorder: Recorder, length: int, caches: Caches, repetitions: int) -> None:
+    """What a refusal costs beside open leases at `length` tokens of context each, restored turn by turn.
+
+    A request that asks for all memory, where idle conversations could leave; then a decode step that needs a
+    page where nothing can.
+    """
+    cache = make_cache(tokens=(OPEN + IDLE) * (length + TURN), checkpoints=OPEN * (length // TURN + 2), slack=0)
+    make_chains(cache, TURN, IDLE, 0, seed=1)
+    leases = [reserve(cache, chain.prompt()) for chain in make_chains(cache, length, OPEN, TURN)]
+    clock = Stopwatch(recorder, length, caches)
+    prompt = Chain(TURN, 0, seed=0).prompt(TURN)
+    all_but_a_slab = cache.geometry.num_pages - cache.geometry.pages_per_slab
+    more = all_but_a_slab * cache.geometry.page_size - TURN
+    for _ in range(repetitions):
+        refused(clock("refused reserve", lambda: cache.reserve(prompt, max_new_tokens=more)))
+    while (lease := cache.reserve(prompt)) is not None:
+        leases.append(lease)
+    prefill(cache, leases[-1], TURN)
+    while leases[-1].launch(1) is not None:
+        apply(cache)
+        leases[-1].commit(prompt[:1])
+    for _ in range(repetitions):
+        refused(clock("refused launch", lambda: leases[-1].launch(1)))
+
+
+def refused(found: object) -> None:
+    if found is not None:
+        raise AssertionError(f"{found!r}: expected that there is no room")
 
 
 class Fork(NamedTuple):

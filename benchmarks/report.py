@@ -158,6 +158,8 @@ def bounds(rows: Rows, memory: Rows, peers: dict[str, Any]) -> list[Bound]:
         Bound("commit of 832 tokens, 1M / 1K", growth("commit 832"), 2, "x"),
         Bound("close, 1M / 1K", growth("close"), 2, "x"),
         Bound("decode step, 1M / 1K", growth("decode step"), 2, "x"),
+        Bound("a reserve refused beside open leases, 1M / 1K", growth("refused reserve"), 2, "x"),
+        Bound("a decode step refused beside them, 1M / 1K", growth("refused launch"), 2, "x"),
         Bound("launch + commit of 256 decoding leases", find(rows, "batch launch + commit", 256), 100, "us"),
     ]
     for each in memory:

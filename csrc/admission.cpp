@@ -1,11 +1,13 @@
 #include "admission.h"
 
-#include <algorithm>
+#include <iterator>
+#include <map>
+#include <set>
 
 namespace hybridcache {
 
-bool Admission::make_room(const Need& need, const Node* held, Cause why) {
-  return feasible(need, held) && evict_until(need, Eviction::kAny, why);
+bool Admission::make_room(const Need& need, Cause why) {
+  return feasible(need) && evict_until(need, Eviction::kAny, why);
 }
 
 bool Admission::make_room_for(Kind kind, bool spare) {
@@ -26,37 +28,49 @@ bool Admission::evict_until(const Need& need, Worth limit, Cause why) {
   return true;
 }
 
-// Each unpinned checkpoint gives one slot, and in the unified arena a whole slab; in the fixed one all pages are free
-// that nobody can have pinned. Mostly that alone decides.
-bool Admission::feasible(const Need& need, const Node* held) const {
+// Whether enough would leave if everything unpinned did. Each unpinned checkpoint gives a slot, and in the unified
+// arena with it the slab; what is missing then is counted among the pages that would leave, until it is found. A
+// refusal has counted fewer than were asked for: it costs no more than the pages would.
+bool Admission::feasible(const Need& need) const {
   if (arena_.satisfies(need.slots, need.pages)) return true;
   const auto unpinned = eviction_.unpinned();
-  if (arena_.fixed() && arena_.free_slots() + unpinned < need.slots) return false;
-  if (arena_.fixed() && arena_.num_pages() - most_pinned_pages_(held) >= need.pages) return true;
-  if (!arena_.fixed() && arena_.free_pages(need.slots - unpinned) >= need.pages &&
-      arena_.free_slots() + unpinned >= need.slots)
-    return true;
-  return feasible_exactly(need, held);
+  const auto slabs = need.slots - arena_.free_slots() - unpinned;
+  const auto pages = need.pages - arena_.free_pages(need.slots - unpinned);
+  if (slabs <= 0) return pages_can_leave(pages);
+  return !arena_.fixed() && slabs_can_empty(slabs, pages);
 }
 
-// What would be free if everything unpinned left: the pages that nobody pins, and the slabs that hold none that
-// somebody does.
-bool Admission::feasible_exactly(const Need& need, const Node* held) const {
-  std::vector<bool> pinned(arena_.num_pages(), false);
-  std::vector<std::int64_t> in_slab(arena_.page_slabs(), 0);
-  std::int64_t pages = 0;
-  const auto mark = [&](PageId page) {
-    if (pinned[page]) return;
-    pinned[page] = true;
-    ++in_slab[arena_.slab_of(page)];
-    ++pages;
+bool Admission::pages_can_leave(std::int64_t pages) const {
+  pages -= arena_.loose_pages();
+  if (pages > 0) {
+    eviction_.each_leaving([&](const Node& node) {
+      pages -= std::ssize(node.pages) - (!node.pages.empty() && arena_.use(node.pages.front()).pinned_tails > 0);
+      return pages > 0;
+    });
+  }
+  return pages <= 0;
+}
+
+// More slots are wanted than there are unpinned checkpoints: slabs have to become empty that pages are in.
+bool Admission::slabs_can_empty(std::int64_t slabs, std::int64_t pages) const {
+  std::map<std::int32_t, std::int64_t> left;
+  std::set<PageId> tails;
+  const auto leave = [&](PageId page) {
+    --pages;
+    const auto slab = arena_.slab_of(page);
+    if (++left[slab] == arena_.used(slab)) --slabs;
   };
-  each_pinned_page_(mark, held);
-  if (arena_.fixed()) return arena_.num_pages() - pages >= need.pages;
-  const auto page_slabs = std::count_if(in_slab.begin(), in_slab.end(), [](auto count) { return count > 0; });
-  const auto pinned_slots = arena_.taken_slots() - eviction_.unpinned();
-  const auto free_slabs = arena_.num_slots() - pinned_slots - page_slabs - need.slots;
-  return free_slabs >= 0 && (free_slabs + page_slabs) * arena_.pages_per_slab() - pages >= need.pages;
+  for (const auto& [key, node] : eviction_.order().entries()) {
+    const PageId tail = node->checkpoint->tail;
+    if (tail != kNone && arena_.use(tail).loose() && tails.insert(tail).second) leave(tail);
+  }
+  eviction_.each_leaving([&](const Node& node) {
+    for (const PageId page : node.pages) {
+      if (arena_.use(page).pinned_tails == 0) leave(page);
+    }
+    return slabs > 0 || pages > 0;
+  });
+  return slabs <= 0 && pages <= 0;
 }
 
 }  // namespace hybridcache

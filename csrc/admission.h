@@ -2,9 +2,6 @@
 // and is refused only when that would not do; a checkpoint is optional and takes what is worth less.
 #pragma once
 
-#include <functional>
-#include <vector>
-
 #include "arena.h"
 #include "eviction.h"
 
@@ -17,35 +14,25 @@ struct Need {
 
 class Admission {
  public:
-  // Calls its first argument with every page that a lease, a pin or `held` holds, possibly more than once.
-  using EachPinnedPage = std::function<void(const std::function<void(PageId)>&, const Node* held)>;
-  // No fewer than it calls it with, each page counted once: a bound that takes no look at any page.
-  using MostPinnedPages = std::function<std::int64_t(const Node* held)>;
-
-  Admission(Arena& arena, Eviction& eviction, EachPinnedPage each_pinned_page, MostPinnedPages most_pinned_pages)
-      : arena_(arena),
-        eviction_(eviction),
-        each_pinned_page_(std::move(each_pinned_page)),
-        most_pinned_pages_(std::move(most_pinned_pages)) {}
+  Admission(Arena& arena, Eviction& eviction) : arena_(arena), eviction_(eviction) {}
 
   // All or nothing: evicts in order until `need` is there; false, and nothing changed, if evicting everything unpinned
-  // would not do. `held` is what the caller itself has pinned so far and nobody else knows of: its own hit is no room.
-  bool make_room(const Need& need, const Node* held, Cause why);
+  // would not do. What the caller is about to resume from is pinned by then: its own hit is no room.
+  bool make_room(const Need& need, Cause why);
   // Whether make_room(need) would succeed; slots = -1 asks as if one more slot were free.
-  bool feasible(const Need& need, const Node* held) const;
+  bool feasible(const Need& need) const;
   // A slot for a boundary: evicts only what `kind` may replace, nothing if it is to be made in spare room only.
   bool make_room_for(Kind kind, bool spare);
   // Whether a slot could be had for a boundary of such a kind.
   bool has_room_for(Kind kind) const;
 
  private:
-  bool feasible_exactly(const Need& need, const Node* held) const;
+  bool pages_can_leave(std::int64_t pages) const;
+  bool slabs_can_empty(std::int64_t slabs, std::int64_t pages) const;
   bool evict_until(const Need& need, Worth limit, Cause why);
 
   Arena& arena_;
   Eviction& eviction_;
-  EachPinnedPage each_pinned_page_;
-  MostPinnedPages most_pinned_pages_;
 };
 
 }  // namespace hybridcache

@@ -29,10 +29,9 @@ Arena::Arena(const Options& options, Digest& digest)
     for (std::int64_t slot = 0; slot < slots; ++slot) free_slots_.insert(slot);
   }
   page_taken_.assign(pages, false);
-  page_held_.assign(pages, false);
   slot_taken_.assign(slots, false);
   dirty_.assign(pages, true);
-  page_counts_.assign(pages, 0);
+  uses_.assign(pages, {});
 }
 
 SlotId Arena::take_slot() {
@@ -97,15 +96,22 @@ void Arena::set_used(std::int32_t slab, std::int64_t used) {
 PageId Arena::take_page(std::int32_t& home) {
   home = choose_slab(home);
   const PageId page = lowest_free_page(home);
-  page_taken_[page] = page_held_[page] = true;
+  page_taken_[page] = uses_[page].held = true;
   set_used(home, slabs_[home].used + 1);
   taken_pages_.add();
   digest_.mix(kTakePage, page);
   return page;
 }
 
-void Arena::free_unless_used(PageId page) {
-  if (page_held_[page] || page_counts_[page] > 0) return;
+// Counts the page anew after `change`, and frees it when nobody uses it any more.
+template <class Change>
+void Arena::change_use(PageId page, Change&& change) {
+  PageUse& use = uses_[page];
+  const PageUse before = use;
+  change(use);
+  tree_pages_.add(use.of_tree() - before.of_tree());
+  loose_pages_.add(use.loose() - before.loose());
+  if (use.held || use.of_tree()) return;
   page_taken_[page] = false;
   const auto slab = slab_of(page);
   set_used(slab, slabs_[slab].used - 1);
@@ -114,21 +120,41 @@ void Arena::free_unless_used(PageId page) {
 }
 
 void Arena::release_page(PageId page) {
-  ensure(page_held_[page], "release_page of a page that no lease holds");
-  page_held_[page] = false;
-  free_unless_used(page);
+  ensure(uses_[page].held, "release_page of a page that no lease holds");
+  change_use(page, [](PageUse& use) { use.held = false; });
 }
 
-void Arena::count_page(PageId page) {
-  ensure(page_taken_[page], "count_page of a free page");
-  if (page_counts_[page]++ == 0) counted_pages_.add();
+void Arena::join_node(PageId page) {
+  ensure(uses_[page].held, "join_node of a page that no lease holds");
+  change_use(page, [](PageUse& use) {
+    use.node = true;
+    use.held = false;
+  });
 }
 
-void Arena::uncount_page(PageId page) {
-  ensure(page_counts_[page] > 0, "uncount_page of a page that is not counted");
-  if (--page_counts_[page] > 0) return;
-  counted_pages_.add(-1);
-  free_unless_used(page);
+void Arena::leave_node(PageId page) {
+  ensure(uses_[page].node, "leave_node of a page that is no node's");
+  change_use(page, [](PageUse& use) { use.node = false; });
+}
+
+void Arena::add_tail(PageId page) {
+  ensure(page_taken_[page], "add_tail of a free page");
+  change_use(page, [](PageUse& use) { ++use.tails; });
+}
+
+void Arena::drop_tail(PageId page) {
+  ensure(uses_[page].tails > uses_[page].pinned_tails, "drop_tail of a page that is no tail, or only of pinned ones");
+  change_use(page, [](PageUse& use) { --use.tails; });
+}
+
+void Arena::pin_tail(PageId page) {
+  ensure(uses_[page].pinned_tails < uses_[page].tails, "pin_tail of a page that is no tail");
+  change_use(page, [](PageUse& use) { ++use.pinned_tails; });
+}
+
+void Arena::unpin_tail(PageId page) {
+  ensure(uses_[page].pinned_tails > 0, "unpin_tail of a page that is no pinned tail");
+  change_use(page, [](PageUse& use) { --use.pinned_tails; });
 }
 
 std::int64_t Arena::free_pages(std::int64_t slots) const {

@@ -18,6 +18,18 @@
 
 namespace hybridcache {
 
+// Who uses a page.
+struct PageUse {
+  bool held = false;              // by the lease that took it
+  bool node = false;              // a node's
+  std::int32_t tails = 0;         // checkpoints whose boundary cuts it
+  std::int32_t pinned_tails = 0;  // of these, pinned ones
+
+  bool of_tree() const { return node || tails > 0; }
+  // It leaves with the checkpoints that it is the tail of, and they may.
+  bool loose() const { return tails > 0 && pinned_tails == 0 && !node && !held; }
+};
+
 class Arena {
  public:
   Arena(const Options& options, Digest& digest);
@@ -32,10 +44,15 @@ class Arena {
 
   // A page that was taken is held by its lease until it is released, or joins the tree as a node's.
   void release_page(PageId page);
-  // Counted pages are the tree's: once for a node, once for each tail. A page is free when it is neither held nor
-  // counted; held and counted, it is a tail in which the lease that wrote it goes on.
-  void count_page(PageId page);
-  void uncount_page(PageId page);
+  void join_node(PageId page);
+  // Pages of the tree are a node's, the tail of checkpoints, or both. A page is free when it is none of these and not
+  // held; held and a tail, the lease that wrote it goes on in it.
+  void leave_node(PageId page);
+  void add_tail(PageId page);
+  void drop_tail(PageId page);
+  // The tail of a checkpoint that is pinned stays, whatever else leaves.
+  void pin_tail(PageId page);
+  void unpin_tail(PageId page);
 
   bool dirty(PageId page) const { return dirty_[page]; }
   void clean(PageId page) { dirty_[page] = false; }
@@ -58,18 +75,18 @@ class Arena {
   std::int64_t free_slabs() const { return free_slabs_.size(); }
   std::int64_t capacity(std::int32_t slab) const { return slabs_[slab].capacity; }
   std::int32_t slab_of(PageId page) const { return static_cast<std::int32_t>(page / pages_per_slab_); }
-  bool holds_pages(std::int32_t slab) const { return slabs_[slab].used > 0; }
+  std::int64_t used(std::int32_t slab) const { return slabs_[slab].used; }
   // check(): is this slot, or this slab, among the free ones?
   bool free_slot_known(SlotId slot) const { return free_slots_.holds(slot); }  // fixed arena
   bool free_slab_known(std::int32_t slab) const { return free_slabs_.holds(slab); }
   bool page_taken(PageId page) const { return page_taken_[page]; }
-  bool page_held(PageId page) const { return page_held_[page]; }
   bool slot_taken(SlotId slot) const { return slot_taken_[slot]; }
-  std::int32_t page_count(PageId page) const { return page_counts_[page]; }
+  const PageUse& use(PageId page) const { return uses_[page]; }
 
   std::int64_t taken_pages() const { return taken_pages_.get(); }
   std::int64_t taken_slots() const { return taken_slots_.get(); }
-  std::int64_t counted_pages() const { return counted_pages_.get(); }
+  std::int64_t tree_pages() const { return tree_pages_.get(); }
+  std::int64_t loose_pages() const { return loose_pages_.get(); }
   std::int64_t slabs_with_pages() const { return slabs_with_pages_.get(); }
 
  private:
@@ -80,7 +97,8 @@ class Arena {
 
   std::int32_t choose_slab(std::int32_t home) const;
   PageId lowest_free_page(std::int32_t slab) const;
-  void free_unless_used(PageId page);
+  template <class Change>
+  void change_use(PageId page, Change&& change);
   void set_used(std::int32_t slab, std::int64_t used);
   bool has_free_page(std::int32_t slab) const {
     return slabs_[slab].used > 0 && slabs_[slab].used < slabs_[slab].capacity;
@@ -94,11 +112,10 @@ class Arena {
   IdSet free_slots_;                                         // fixed arena only
   std::set<std::pair<std::int64_t, std::int32_t>> partial_;  // (-used, slab): the fullest partly used slab first
   std::vector<bool> page_taken_;
-  std::vector<bool> page_held_;
   std::vector<bool> slot_taken_;
   std::vector<bool> dirty_;
-  std::vector<std::int32_t> page_counts_;
-  Counter taken_pages_, taken_slots_, counted_pages_, slabs_with_pages_;
+  std::vector<PageUse> uses_;
+  Counter taken_pages_, taken_slots_, tree_pages_, loose_pages_, slabs_with_pages_;
 };
 
 }  // namespace hybridcache

@@ -25,9 +25,7 @@ Cache::Cache(const Options& options)
       tree_(options_, arena_, contents_, digest_),
       journal_(options_.paging, tree_, contents_, event_capacity(options_, arena_)),
       eviction_(options_, tree_, history_),
-      admission_(
-          arena_, eviction_, [this](const auto& visit, const Node* held) { each_pinned_page(visit, held); },
-          [this](const Node* held) { return most_pinned_pages(held); }),
+      admission_(arena_, eviction_),
       placement_(options_),
       transcripts_(options_.paging, tree_, contents_) {
   if (options_.events) tree_.watch_holdings(&journal_);
@@ -124,7 +122,7 @@ std::optional<Node*> Cache::make_room_to_resume(const std::string& salt, Node* d
     Node* at = node == nullptr ? tree_.make_root(salt) : node;
     tree_.pin(at);
     if (node != nullptr) tree_.pin_checkpoint(node);
-    if (admission_.make_room({1, pages - paging().whole(at->depth)}, at, Cause::reserve)) return at;
+    if (admission_.make_room({1, pages - paging().whole(at->depth)}, Cause::reserve)) return at;
     if (node != nullptr) tree_.unpin_checkpoint(node);
     Node* shallower = Tree::checkpoint_above(at);
     tree_.unpin(at);
@@ -186,33 +184,6 @@ Lease& Cache::add_lease(std::unique_ptr<Lease> lease) {
   return *(leases_[lease->id] = std::move(lease));
 }
 
-void Cache::each_pinned_page(const std::function<void(PageId)>& visit, const Node* held) const {
-  const auto path = [&](const Node* node) {
-    if (node->checkpoint && node->checkpoint->pins > 0 && node->checkpoint->tail != kNone)
-      visit(node->checkpoint->tail);
-    for (; node != nullptr; node = node->parent) std::for_each(node->pages.begin(), node->pages.end(), visit);
-  };
-  for (const auto& [id, lease] : leases_) {
-    std::for_each(lease->pages.begin(), lease->pages.end(), visit);
-    path(lease->anchor);
-    if (lease->read != nullptr) path(lease->read);
-  }
-  for (const auto& [id, pin] : pins_) path(pin);
-  if (held != nullptr) path(held);
-}
-
-// From where a lease resumed on, the tree may have pages of its own for what the lease has in its table. O(leases +
-// pins).
-std::int64_t Cache::most_pinned_pages(const Node* held) const {
-  std::int64_t pages = held == nullptr ? 0 : paging().whole(held->depth) + 1;  // with a tail
-  for (const auto& [id, lease] : leases_) {
-    const auto beyond = paging().whole(lease->anchor->depth) - paging().whole(lease->course.start);
-    pages += std::ssize(lease->pages) + beyond + 2;  // with tails at the anchor and where it reads
-  }
-  for (const auto& [id, pin] : pins_) pages += paging().whole(pin->depth) + 1;
-  return pages;
-}
-
 // ---------------------------------------------------------------- fork
 
 std::optional<LeaseId> Cache::fork(LeaseId id) {
@@ -223,17 +194,21 @@ std::optional<LeaseId> Cache::fork(LeaseId id) {
   Node* source = parent.fresh ? parent.anchor : tree_.find(parent.anchor, parent.span(parent.anchor->depth, at));
   const bool publishes = !parent.fresh && (source == nullptr || !source->checkpoint);
   const auto pages = static_cast<Position>(parent.pages.size());
-  if (!publishes && at > 0) tree_.pin_checkpoint(source);
-  if (!admission_.make_room({1 + publishes, pages - paging().whole(at)}, publishes ? nullptr : source, Cause::fork)) {
+  const auto hold = [&] {
+    tree_.pin(source);
+    if (at > 0) tree_.pin_checkpoint(source);
+  };
+  if (!publishes) hold();
+  if (!admission_.make_room({1 + publishes, pages - paging().whole(at)}, Cause::fork)) {
     if (!publishes && at > 0) tree_.unpin_checkpoint(source);
+    if (!publishes) tree_.unpin(source);
     return std::nullopt;
   }
   if (publishes) {
     publish(parent, {{}, Kind::fork, parent.live, false, arena_.take_slot()});
     source = parent.read;
-    tree_.pin_checkpoint(source);
+    hold();
   }
-  tree_.pin(source);
   auto child = std::make_unique<Lease>();
   child->match = parent.match;
   child->course.prompt_length = parent.course.prompt_length;
@@ -312,12 +287,12 @@ std::int64_t Cache::clear(const std::optional<std::string>& salt) {
     while (root->parent != nullptr) root = root->parent;
     if (!salt || *root->salt == *salt) eviction_.evict(node, Cause::clear);
   }
-  if (options_.events && !salt && arena_.counted_pages() == 0 && tree_.checkpoints() == 0) journal_.cleared(recorded);
+  if (options_.events && !salt && arena_.tree_pages() == 0 && tree_.checkpoints() == 0) journal_.cleared(recorded);
   return before - tree_.checkpoints();
 }
 
 std::int64_t Cache::cached_bytes() const {
-  return arena_.counted_pages() * options_.page_bytes + tree_.checkpoints() * options_.slot_bytes;
+  return arena_.tree_pages() * options_.page_bytes + tree_.checkpoints() * options_.slot_bytes;
 }
 
 void Cache::trim_to_cap() {
@@ -348,7 +323,7 @@ std::vector<std::pair<std::string, std::int64_t>> Cache::stats() const {
                                                              {"nodes", tree_.nodes()},
                                                              {"checkpoints", tree_.checkpoints()},
                                                              {"pinned_checkpoints", tree_.pinned_checkpoints()},
-                                                             {"tree_pages", arena_.counted_pages()},
+                                                             {"tree_pages", arena_.tree_pages()},
                                                              {"taken_pages", arena_.taken_pages()},
                                                              {"taken_slots", arena_.taken_slots()},
                                                              {"slabs_with_pages", arena_.slabs_with_pages()},

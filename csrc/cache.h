@@ -147,8 +147,6 @@ class Cache {
   void resume(Lease& lease, Node* node, Position pages, const Transcript* transcript = nullptr);
   void keep_tokens(Lease& lease, const Prompt& prompt);
   void take_pages(Lease& lease, Position pages);
-  void each_pinned_page(const std::function<void(PageId)>& visit, const Node* held) const;
-  std::int64_t most_pinned_pages(const Node* held) const;
 
   // steps.cpp
   void check_launch(const Lease& lease, Position count, std::int64_t rows) const;

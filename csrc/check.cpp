@@ -122,7 +122,9 @@ void Checker::visit_checkpoint(const Node& node) {
   require(!cache_.keeps_history() || (checkpoint.record->node == &node && checkpoint.record->depth == node.depth), "I2",
           [&] { return "a checkpoint at " + text(node.depth) + " has the history of another"; });
   ++slots_[checkpoint.slot];
-  if (checkpoint.tail != kNone) ++pages_[checkpoint.tail].tails;
+  if (checkpoint.tail == kNone) return;
+  ++pages_[checkpoint.tail].tails;
+  pages_[checkpoint.tail].pinned_tails += checkpoint.pins > 0;
 }
 
 // ---------------------------------------------------------------- leases
@@ -225,15 +227,22 @@ void Checker::check_pins() {
 
 void Checker::check_partition() const {
   const Arena& arena = cache_.arena_;
+  std::int64_t tree_pages = 0, loose_pages = 0;
   for (PageId page = 0; page < arena.num_pages(); ++page) {
     const auto& owners = pages_[page];
     const auto wrong = [page](const char* what) { return [page, what] { return "page " + text(page) + what; }; };
     require(owners.lease + owners.node <= 1, "I1", wrong(" is a node's and a lease's, or two of one kind"));
-    require(owners.node + owners.tails == arena.page_count(page) && (owners.lease == 1) == arena.page_held(page), "I1",
-            wrong(" is counted or held wrongly"));
+    const PageUse& use = arena.use(page);
+    require(owners.lease == use.held && owners.node == use.node && owners.tails == use.tails, "I1",
+            wrong(" is used by others than it says"));
+    require(owners.pinned_tails == use.pinned_tails, "I5",
+            wrong(" is the tail of other pinned checkpoints than it says"));
+    tree_pages += use.of_tree();
+    loose_pages += use.loose();
     require(arena.page_taken(page) == (owners.lease + owners.node + owners.tails > 0), "I1",
             wrong(" is taken and nobody's, or free and somebody's"));
   }
+  require(tree_pages == arena.tree_pages() && loose_pages == arena.loose_pages(), "I1", "pages are miscounted");
   for (SlotId slot = 0; slot < arena.num_slots(); ++slot) {
     require(slots_[slot] <= 1 && arena.slot_taken(slot) == (slots_[slot] == 1), "I1",
             [&] { return "slot " + text(slot) + " has " + text(slots_[slot]) + " owners"; });
@@ -248,7 +257,7 @@ void Checker::check_slabs() const {
     for (auto page = slab * arena.pages_per_slab(); page < slab * arena.pages_per_slab() + arena.capacity(slab); ++page)
       used += arena.page_taken(static_cast<PageId>(page));
     const bool slot = !arena.fixed() && arena.slot_taken(slab);
-    require(arena.holds_pages(slab) == (used > 0) && !(slot && used > 0), "I1",
+    require(arena.used(slab) == used && !(slot && used > 0), "I1",
             [&] { return "slab " + text(slab) + " plays two roles"; });
     require(arena.free_slab_known(slab) == (!slot && used == 0), "I1",
             [&] { return "slab " + text(slab) + " is free and not known to be, or the other way round"; });

@@ -23,6 +23,7 @@ class Checker {
   struct Owners {
     int node = 0;
     int tails = 0;
+    int pinned_tails = 0;
     int lease = 0;
   };
 

@@ -1,6 +1,7 @@
 #include "eviction.h"
 
 #include <algorithm>
+#include <map>
 
 namespace hybridcache {
 
@@ -162,6 +163,16 @@ std::vector<Node*> Eviction::all() const {
   std::vector<Node*> nodes;
   for (const auto& [key, node] : entries) nodes.push_back(node);
   return nodes;
+}
+
+void Eviction::each_leaving(const std::function<bool(const Node&)>& visit) const {
+  std::map<const Node*, std::size_t> gone;  // children, where there are several
+  for (const auto& [key, leaf] : leaves_.entries()) {
+    for (const Node* node = leaf; node->parent != nullptr && node->pins == 0; node = node->parent) {
+      if (node->children.size() > 1 && ++gone[node] < node->children.size()) break;
+      if (!visit(*node)) return;
+    }
+  }
 }
 
 bool Eviction::places(const Node& node) const {

@@ -8,6 +8,7 @@
 //   learned     (index + flow of the ghosts below) x tokens saved / bytes: history.h
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "heap.h"
@@ -40,6 +41,9 @@ class Eviction : public CheckpointWatcher, public HistoryWatcher {
   Worth limit(Kind kind) const;
   void evict(Node* node, Cause why);
   std::vector<Node*> all() const;  // in order
+  // Visits the nodes that would leave if every unpinned checkpoint did, a node after those below it, until `visit` says
+  // false. O(nodes visited + leaves that are pinned).
+  void each_leaving(const std::function<bool(const Node&)>& visit) const;
   const Heap& order() const { return order_; }
 
   std::int64_t unpinned() const { return std::ssize(order_.entries()); }

@@ -112,15 +112,15 @@ const Step& Cache::open_step(Lease& lease, OpenStep&& step) {
 // A checkpoint is optional, a request is not: a lease that finds no room takes back the boundary that it has not gone
 // on from yet, if nobody else reads it, and with it the slab of its next live slot.
 bool Cache::make_room_for_pages(Lease& lease, Position pages) {
-  if (admission_.make_room({0, pages}, nullptr, Cause::launch)) return true;
+  if (admission_.make_room({0, pages}, Cause::launch)) return true;
   const bool could_take_back = !arena_.fixed() && lease.fresh && lease.read != nullptr &&
                                lease.due_tail.source == kNone && lease.read->checkpoint->pins == 1;
-  if (!could_take_back || !admission_.feasible({-1, pages}, nullptr)) return false;
+  if (!could_take_back || !admission_.feasible({-1, pages})) return false;
   Node* node = std::exchange(lease.read, nullptr);
   arena_.free_slot(std::exchange(lease.live, tree_.take_back(node, Cause::taken_back)));
   lease.fresh = false;
   counters_.dropped_checkpoints.add();
-  return admission_.make_room({0, pages}, nullptr, Cause::launch);
+  return admission_.make_room({0, pages}, Cause::launch);
 }
 
 // The slot that the next step starts from. If the step before is still open and is to leave a boundary, the lease goes

@@ -150,8 +150,7 @@ Node* Tree::make_leaf(Node* parent, std::span<const Token> edge, const LeasePage
   for (auto page = paging_.whole(parent->depth); page < paging_.whole(leaf->depth); ++page) {
     ensure(from.owned[page], "a page joins the tree that its lease does not own");
     from.owned[page] = false;
-    arena_.count_page(from.table[page]);
-    arena_.release_page(from.table[page]);
+    arena_.join_node(from.table[page]);
     leaf->pages.push_back(from.table[page]);
   }
   nodes_.add();
@@ -210,7 +209,7 @@ void Tree::remove_leaf(Node* node) {
   if (node->has_content) contents_.release(node->edge.all());
   parent->children.erase(child_position(parent->children, node->edge.front()));
   if (parent->children.empty()) leaf_changed(parent);
-  for (const PageId page : node->pages) arena_.uncount_page(page);
+  for (const PageId page : node->pages) arena_.leave_node(page);
   going(node);
   delete node;
 }
@@ -272,7 +271,8 @@ void Tree::attach(Node* node, const Checkpoint& checkpoint) {
 void Tree::set_tail(Node* node, PageId page) {
   ensure(node->checkpoint->tail == kNone, "a checkpoint with two tails");
   node->checkpoint->tail = page;
-  arena_.count_page(page);
+  arena_.add_tail(page);
+  if (node->checkpoint->pins > 0) arena_.pin_tail(page);
 }
 
 SlotId Tree::take_back(Node* node, Cause why) {
@@ -282,11 +282,11 @@ SlotId Tree::take_back(Node* node, Cause why) {
   const PageId tail = node->checkpoint->tail;
   digest_.mix(kDetach, slot);
   by_kind_[index(node->checkpoint->kind)].add(-1);
-  if (node->checkpoint->pins > 0) pinned_.add(-1);
+  if (node->checkpoint->pins > 0) pinned_changed(*node, false);
   node->checkpoint.reset();
   checkpoints_.add(-1);
   watcher_->left(*node);
-  if (tail != kNone) arena_.uncount_page(tail);
+  if (tail != kNone) arena_.drop_tail(tail);
   settle(node);
   return slot;
 }
@@ -295,14 +295,20 @@ void Tree::detach(Node* node, Cause why) {
   arena_.free_slot(take_back(node, why));
 }
 
+void Tree::pinned_changed(const Node& node, bool pinned) {
+  pinned_.add(pinned ? 1 : -1);
+  if (const PageId tail = node.checkpoint->tail; tail != kNone)
+    pinned ? arena_.pin_tail(tail) : arena_.unpin_tail(tail);
+}
+
 void Tree::pin_checkpoint(Node* node) {
-  if (node->checkpoint->pins++ == 0) pinned_.add();
+  if (node->checkpoint->pins++ == 0) pinned_changed(*node, true);
   watcher_->changed(*node);
 }
 
 void Tree::unpin_checkpoint(Node* node) {
   ensure(node->checkpoint && node->checkpoint->pins > 0, "unpin of a checkpoint without a pin");
-  if (--node->checkpoint->pins == 0) pinned_.add(-1);
+  if (--node->checkpoint->pins == 0) pinned_changed(*node, false);
   watcher_->changed(*node);
 }
 

@@ -57,7 +57,7 @@ std::optional<Step> Cache::launch_verify(Lease& lease, Position count, std::int6
   step.end = step.begin + count;
   const auto pages = std::max(paging().spanned(step.begin_max + count), static_cast<Position>(lease.pages.size()));
   const auto missing = pages - static_cast<Position>(lease.pages.size());
-  if (!admission_.make_room({rows, missing}, nullptr, Cause::launch)) return std::nullopt;
+  if (!admission_.make_room({rows, missing}, Cause::launch)) return std::nullopt;
   while (static_cast<std::int64_t>(step.rows.size()) < rows) step.rows.push_back(arena_.take_slot());
   take_pages(lease, pages);
   step.read_slot = behind ? step.candidates.front() : source(lease);

@@ -61,14 +61,6 @@ never_made_as_far_as_history_knows: I12
 """
 
 CACHE = r"""
-pins_counted_as_room: I6
-- for (const auto& [id, pin] : pins_) pages += paging().whole(pin->depth) + 1;
-duplicates_are_room: I6
-- std::ssize(lease->pages) + beyond + 2;
-+ std::ssize(lease->pages);
-its_own_hit_is_room: I6
-- held == nullptr ? 0 : paging().whole(held->depth) + 1;
-+ 0;
 reserve_whole_prompt: I3
 - const auto walk = this->walk(prompt, symbols(prompt, mapped), length - 1);
 + const auto walk = this->walk(prompt, symbols(prompt, mapped), length);
@@ -84,7 +76,7 @@ lease_without_content: I8 key-dropped
 fork_without_content: I8 leftovers
 - if (child->has_content) contents_.acquire(rest);
 cleared_though_something_stays: mirror
-- if (options_.events && !salt && arena_.counted_pages() == 0 && tree_.checkpoints() == 0) journal_
+- if (options_.events && !salt && arena_.tree_pages() == 0 && tree_.checkpoints() == 0) journal_
 + if (options_.events && !salt) journal_
 clear_crosses_salts: I8
 - if (!salt || *root->salt == *salt) eviction_
@@ -107,9 +99,6 @@ gives_up_hit_beside_others: I6
 two_slots_a_request: reserved-slots
 - make_room({1, pages - paging().whole(at->depth)
 + make_room({2, pages - paging().whole(at->depth)
-own_hit_is_room: I6
-- pages - paging().whole(at->depth)}, at,
-+ pages - paging().whole(at->depth)}, nullptr,
 pages_of_the_hit_needed_too: reserved-slots
 - pages - paging().whole(at->depth)}
 + pages}
@@ -129,24 +118,21 @@ turn_branches: learned
 + kind != Kind::turn_end
 pages_unscrubbed: not-zeroed
 - lease.new_pages.push_back(lease.pages.back());
-pins_are_room: I6
-- for (const auto& [id, pin] : pins_) path(pin);
-tails_are_room: I6 more-than-owned
-- visit(node->checkpoint->tail);
-+ ;
 fork_shares_the_live_slot: I5 donated-written
 - resume(*child, source, pages);
 + resume(*child, source, pages);
 +   arena_.free_slot(std::exchange(child->live, parent.live));
 fork_without_read_pin: I5
-- source = parent.read;
--     tree_.pin_checkpoint(source);
-+ source = parent.read;
+- if (at > 0) tree_.pin_checkpoint(source);
+-   };
++ };
 fork_of_one_slot: more-than-owned
 - make_room({1 + publishes, pages - paging().whole(at)
 + make_room({1, pages - paging().whole(at)
 refused_fork_keeps_pin: I6 leak-on-refusal
 - if (!publishes && at > 0) tree_.unpin_checkpoint(source);
+refused_fork_keeps_the_node: I6 leak-on-refusal
+- if (!publishes) tree_.unpin(source);
 fork_wants_nothing: first-branch
 - if (wanted.position > at) child->course
 + if (false) child->course
@@ -165,7 +151,7 @@ cap_ignored: cap
 - if (options_.max_cached_bytes < 0) return;
 + return;
 cap_counts_states_only: cap
-- return arena_.counted_pages() * options_.page_bytes +
+- return arena_.tree_pages() * options_.page_bytes +
 + return
 given_up_for_a_reserve: I12
 - .cause = Cause::no_room
@@ -191,8 +177,8 @@ missed_to_the_end: I12
 - .add(missed->position - lease->match.length);
 + .add(length - lease->match.length);
 left_for_a_reserve_unsaid: I12
-- at, Cause::reserve)
-+ at, Cause::launch)
+- Cause::reserve)) return at;
++ Cause::launch)) return at;
 left_for_a_fork_unsaid: I12
 - Cause::fork)) {
 + Cause::reserve)) {

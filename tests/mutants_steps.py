@@ -42,14 +42,14 @@ no_room_for_pages_needed: more-than-owned
 - if (missing > 0 && !make_room_for_pages
 + if (missing > 1 && !make_room_for_pages
 left_for_a_launch_unsaid: I12
-- if (admission_.make_room({0, pages}, nullptr, Cause::launch)) return true;
-+ if (admission_.make_room({0, pages}, nullptr, Cause::reserve)) return true;
+- if (admission_.make_room({0, pages}, Cause::launch)) return true;
++ if (admission_.make_room({0, pages}, Cause::reserve)) return true;
 taken_back_unsaid: I12
 - Cause::taken_back
 + Cause::launch
 left_after_a_taken_back_unsaid: I12
-- return admission_.make_room({0, pages}, nullptr, Cause::launch);
-+ return admission_.make_room({0, pages}, nullptr, Cause::taken_back);
+- return admission_.make_room({0, pages}, Cause::launch);
++ return admission_.make_room({0, pages}, Cause::taken_back);
 boundary_not_taken_back: no-spare-slot
 - if (!could_take_back || !
 + if (!false || !
@@ -60,7 +60,7 @@ takes_back_before_the_tail_copy: I11
 - lease.due_tail.source == kNone && lease.read->checkpoint
 + lease.read->checkpoint
 takes_back_in_vain: I6
-- !admission_.feasible({-1, pages}, nullptr)
+- !admission_.feasible({-1, pages})
 + false
 goes_on_in_the_boundary: I5 live-published donated-written
 - if (!lease.steps.empty() && lease.steps.back().kind) {

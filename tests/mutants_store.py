@@ -29,14 +29,19 @@ pages_clean_at_first: not-zeroed
 - dirty_.assign(pages, true);
 + dirty_.assign(pages, false);
 counted_page_freed: I1 I5 late-write
-- if (page_held_[page] || page_counts_[page] > 0) return;
-+ if (page_held_[page]) return;
+- if (use.held || use.of_tree()) return;
++ if (use.held) return;
 held_page_freed: I1 I5 tail-evicted
-- if (page_held_[page] || page_counts_[page] > 0) return;
-+ if (page_counts_[page] > 0) return;
+- if (use.held || use.of_tree()) return;
++ if (use.of_tree()) return;
 page_freed_with_its_first_tail: I5 tail-evicted
-- if (--page_counts_[page] > 0) return;
-+ --page_counts_[page];
+- --use.tails;
++ use.tails = 0;
+tail_pinned_once_for_all: I5
+- ++use.pinned_tails;
++ use.pinned_tails = 1;
+loose_pages_uncounted: I1 I6
+- loose_pages_.add(use.loose() - before.loose());
 slots_are_no_pages: more-than-owned two-budgets
 - (taken_slots() + slots) * pages_per_slab_
 + taken_slots() * pages_per_slab_
@@ -51,6 +56,22 @@ slabs_with_pages_only_grow: I1
 + slabs_with_pages_.add(used > 0 && s.used == 0);
 page_not_in_the_digest: I7
 - digest_.mix(kTakePage, page);
+joined_page_still_held: I1
+- use.node = true;
+-     use.held = false;
++ use.node = true;
+"""
+
+ARENA_H = r"""
+tail_of_the_pinned_is_loose: I6 more-than-owned
+- tails > 0 && pinned_tails == 0 && !node && !held
++ tails > 0 && !node && !held
+tail_of_a_node_is_loose: I6 more-than-owned
+- pinned_tails == 0 && !node && !held
++ pinned_tails == 0 && !held
+tail_of_its_writer_is_loose: I6 more-than-owned
+- pinned_tails == 0 && !node && !held
++ pinned_tails == 0 && !node
 """
 
 EDGE = r"""
@@ -87,10 +108,10 @@ TREE = r"""
 kind_of_what_left_stays: I1
 - by_kind_[index(node->checkpoint->kind)].add(-1);
 taken_back_stays_pinned: I5
-- if (node->checkpoint->pins > 0) pinned_.add(-1);
+- if (node->checkpoint->pins > 0) pinned_changed(*node, false);
 pinned_twice_counts_twice: I5
-- if (node->checkpoint->pins++ == 0) pinned_.add();
-+ ++node->checkpoint->pins, pinned_.add();
+- if (node->checkpoint->pins++ == 0) pinned_changed(*node, true);
++ ++node->checkpoint->pins, pinned_changed(*node, true);
 a_part_compared_in_find: I2 other-depth
 - if (common_prefix(from->edge.all(), tokens) < from->edge.size()) return nullptr;
 + if (common_prefix(from->edge.all().head(), tokens) < from->edge.all().head().size()) return nullptr;
@@ -128,13 +149,10 @@ page_of_the_next_node: I11 tail-evicted
 - while (paging_.whole(node->begin()) > number) node
 + while (paging_.whole(node->begin()) > number && node->begin() % paging_.page_size == 0) node
 page_counted_by_nobody: I1 I5
-- arena_.count_page(from.table[page]);
--     arena_.release_page
-+ arena_.release_page
+- arena_.join_node(from.table[page]);
++ arena_.release_page(from.table[page]);
 joined_page_still_owned: I1 duplicates-freed
 - from.owned[page] = false;
-joined_page_still_held: I1
-- arena_.release_page(from.table[page]);
 split_lifts_the_state: I2 other-depth
 -   node->parent = upper;
 +   node->parent = upper;
@@ -153,7 +171,7 @@ nothing_pruned: leftovers
 - if (--node->pins == 0) settle(node);
 + --node->pins;
 pruned_pages_stay_counted: I1 leftovers
-- for (const PageId page : node->pages) arena_.uncount_page(page);
+- for (const PageId page : node->pages) arena_.leave_node(page);
 root_stays: leftovers
 - if (node->children.empty() && node->pins == 0) remove_root(node);
 new_leaf_not_told: dangling-order
@@ -172,9 +190,11 @@ order_by_address: I7 pointer-order
 +   node->checkpoint->tick = reinterpret_cast<std::uintptr_t>(node) ^ ++tick_;
 +   checkpoints_.add();
 tail_not_counted: I1 tail-evicted
--   arena_.count_page(page);
+-   arena_.add_tail(page);
+tail_of_the_pinned_set_unpinned: I5
+- if (node->checkpoint->pins > 0) arena_.pin_tail(page);
 evicted_tail_stays_counted: I1 tail-evicted leftovers
-- if (tail != kNone) arena_.uncount_page(tail);
+- if (tail != kNone) arena_.drop_tail(tail);
 hit_touches_the_path: whole-path
 -   node->checkpoint->tick = ++tick_;
 -   ++node->checkpoint->uses;
@@ -194,6 +214,15 @@ hit_does_not_renew: wrong-victim
 """
 
 EVICTION = r"""
+pins_are_room: I6
+- node->parent != nullptr && node->pins == 0; node
++ node->parent != nullptr; node
+half_gone_is_gone: I6
+- if (node->children.size() > 1 && ++gone[node] < node->children.size()) break;
+only_leaves_leave: two-budgets
+- if (!visit(*node)) return;
++ if (!visit(*node)) return;
++       break;
 superseded_stay_longest: wrong-victim
 - checkpoint.superseded ? 0 : 1
 + checkpoint.superseded ? 1 : 0
@@ -288,7 +317,7 @@ sinks_below_the_first_child: wrong-victim dangling-order
 
 ADMISSION = r"""
 evicts_before_it_knows: I6
-- return feasible(need, held) && evict_until
+- return feasible(need) && evict_until
 + return evict_until
 spare_evicts: learned
 - spare ? Eviction::kNothing : eviction_.limit(kind),
@@ -303,18 +332,30 @@ states_leave_for_pages: two-budgets
 - arena_.fixed() && arena_.free_slots() >= need.slots;
 + false;
 slots_not_feasible_unnoticed: I6 two-budgets
-- if (arena_.fixed() && arena_.free_slots() + unpinned < need.slots) return false;
-all_but_the_leases_free: I6
-- most_pinned_pages_(held) >= need.pages
-+ need.pages >= need.pages
-held_is_room: I6
-- each_pinned_page_(mark, held);
-+ each_pinned_page_(mark, nullptr);
-pages_pinned_twice: two-budgets
-- if (pinned[page]) return;
-shared_slab_is_no_room: two-budgets
-- (free_slabs + page_slabs) * arena_.pages_per_slab() - pages
-+ free_slabs * arena_.pages_per_slab()
+- if (slabs <= 0) return pages_can_leave(pages);
++ if (slabs <= 0 || arena_.fixed()) return pages_can_leave(pages);
+states_are_no_room: two-budgets
+- arena_.free_slots() - unpinned;
++ arena_.free_slots();
+slabs_never_empty: two-budgets
+- return !arena_.fixed() && slabs_can_empty(slabs, pages);
++ return false;
+loose_is_no_room: two-budgets
+- pages -= arena_.loose_pages();
+tails_are_room: I6 more-than-owned
+- - (!node.pages.empty() && arena_.use(node.pages.front()).pinned_tails > 0);
++ ;
+tails_empty_slabs: I6
+- if (arena_.use(page).pinned_tails == 0) leave(page);
++ leave(page);
+tail_of_two_leaves_twice: I6
+- && tails.insert(tail).second
+touched_slab_is_empty: I6
+- == arena_.used(slab)
++ == 1
+stops_at_half_of_what_is_missing: two-budgets
+- return slabs > 0 || pages > 0;
++ return slabs > 0 && pages > 0;
 """
 
 JOURNAL = r"""
@@ -397,6 +438,7 @@ FILES = {
     "csrc/radix.h": RADIX,
     "csrc/id_set.h": ID_SET,
     "csrc/arena.cpp": ARENA,
+    "csrc/arena.h": ARENA_H,
     "csrc/edge.cpp": EDGE,
     "csrc/tree.cpp": TREE,
     "csrc/journal.cpp": JOURNAL,

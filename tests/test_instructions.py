@@ -47,5 +47,6 @@ def test_no_hot_path_has_become_slower() -> None:
     counts = counted["instructions"]
     assert counts["decode step at 256K"] <= 1.05 * counts["decode step at 1K"]
     assert counts["commit of 832 at 256K"] <= 1.1 * counts["commit of 832 at 1K"]
+    assert counts["refused reserve at 256K"] <= 1.1 * counts["refused reserve at 1K"]
     # In the steady state decoding takes no memory.
     assert {count for name, count in counted["allocations"].items() if name.startswith("decode")} == {0.0}

@@ -257,7 +257,9 @@ def measure_shortage(recorder: Recorder, length: int, caches: Caches, repetition
     A request that asks for all memory, where idle conversations could leave; then a decode step that needs a
     page where nothing can.
     """
-    cache = make_cache(tokens=(OPEN + IDLE) * (length + TURN), checkpoints=OPEN * (length // TURN + 2), slack=0)
+    cache = make_cache(
+        tokens=(OPEN + IDLE) * (length + TURN), checkpoints=OPEN * (length // TURN + 2), slack=0
+    )
     make_chains(cache, TURN, IDLE, 0, seed=1)
     leases = [reserve(cache, chain.prompt()) for chain in make_chains(cache, length, OPEN, TURN)]
     clock = Stopwatch(recorder, length, caches)

@@ -16,6 +16,7 @@ import pytest
 from hybridcache.cache import Lease
 from hybridcache.values import Missed
 from tests.conftest import Driver, tokens
+from tests.small_parts import parts_of
 
 
 def test_i1_every_page_and_slot_has_one_owner(driver: Driver) -> None:
@@ -196,6 +197,30 @@ def test_i7_the_lowest_free_slot_is_taken_in_an_arena_of_any_size(count: int) ->
             heapq.heappush(free, lease.live_slot)
             lease.close(discard=True)
     driver.cache.check()
+
+
+@pytest.mark.parametrize("policy", ["default", "supersede"])
+def test_i7_the_size_of_parts_changes_no_decision(policy: str) -> None:
+    """Long turns, branches, evictions; parts of edges as they are shipped and as the tests have them."""
+    drivers = []
+    for size in (512, 8):
+        with parts_of(size):
+            drivers.append(Driver(page_size=16, pages_per_slab=8, slabs=120, policy=policy))
+    rng = random.Random(7)
+    known: list[np.ndarray] = [tokens(700, seed=number) for number in range(6)]
+    for turn in range(150):
+        which = rng.randrange(len(known))
+        kept = len(known[which]) if rng.random() < 0.7 else rng.randrange(1, len(known[which]))
+        new = tokens(rng.choice((1, 40, 300, 900)), seed=1000 + turn)
+        known[which] = prompt = np.concatenate((known[which][:kept], new))[-4000:]
+        for driver in drivers:
+            driver.turn(prompt, [turn], chunk=512)
+        assert drivers[0].start == drivers[1].start and drivers[0].match == drivers[1].match
+        assert drivers[0].cache.digest == drivers[1].cache.digest
+    stats = drivers[0].cache.stats()
+    assert stats["tokens_hit"] > 50_000 and stats["evicted_prompt_end"] + stats["evicted_turn_end"] > 50, (
+        stats
+    )
 
 
 def test_i8_nothing_crosses_a_salt(driver: Driver) -> None:

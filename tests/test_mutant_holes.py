@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from hybridcache._handles import Pin
 from tests.conftest import Driver, tokens
 
 
@@ -207,3 +208,54 @@ def test_in_the_fixed_arena_a_requests_own_hit_is_no_room_for_it_either() -> Non
     before = driver.cache.dump()
     assert driver.cache.reserve(tokens(56)) is None  # 10 pages beyond its hit; 9 are neither its own nor held
     assert driver.cache.dump() == before
+
+
+def cut_page_that_another_node_owns(driver: Driver) -> Pin:
+    """A pinned checkpoint at 6, whose page has become whole at 8 as the first of a node that may leave."""
+    prompt = tokens(6)
+    driver.turn(prompt, [1, 2, 3])
+    pin = driver.cache.pin(prompt)
+    assert pin is not None and pin.length == 6
+    assert driver.cache.stats()["checkpoints"] == 2 and driver.cache.stats()["taken_pages"] == 3
+    return pin
+
+
+def test_the_page_that_a_pinned_boundary_cuts_is_no_room() -> None:
+    """It was counted with the node that leaves: a request evicted it, and was refused all the same."""
+    driver = Driver(num_pages=6, num_slots=8, interior_spacing=1000, pass_cost=1000)
+    pin = cut_page_that_another_node_owns(driver)
+    before = driver.cache.dump()
+    assert driver.cache.reserve(tokens(20, seed=5)) is None  # 5 pages; 3 are free, one can leave
+    assert driver.cache.dump() == before
+    pin.release()
+    assert driver.cache.reserve(tokens(20, seed=5)) is not None
+
+
+def test_the_page_that_a_pinned_boundary_cuts_empties_no_slab() -> None:
+    """The same where more slots are wanted than checkpoints can leave: a fork that publishes."""
+    driver = Driver(pages_per_slab=1, slabs=8, interior_spacing=1000, pass_cost=1000)
+    pin = cut_page_that_another_node_owns(driver)  # 5 slabs: two states, three pages
+    lease = driver.cache.reserve([7], max_new_tokens=2)
+    assert lease is not None
+    driver.prefill(lease)
+    kept = driver.cache.pin([7])  # with the slot of its boundary, all 8
+    driver.decode(lease, [8])
+    before = driver.cache.dump()
+    assert kept is not None and driver.cache.stats()["checkpoints"] == 3
+    assert lease.fork() is None  # two slots and a page; a state and its tail can leave
+    assert driver.cache.dump() == before
+    pin.release()
+    assert lease.fork() is not None
+
+
+@pytest.mark.parametrize(("slabs", "fits"), [(7, False), (8, True)])
+def test_a_page_that_two_boundaries_cut_leaves_once(slabs: int, fits: bool) -> None:
+    driver = Driver(pages_per_slab=1, slabs=slabs, draft_tokens=3, interior_spacing=1000, pass_cost=1000)
+    driver.turn(tokens(5), [1])  # boundaries at 5 and at 6: two states, two pages
+    lease = driver.cache.reserve(tokens(4, seed=5))
+    assert lease is not None
+    driver.prefill(lease)  # a boundary that it reads, its live slot, a page: 7 slabs
+    before = driver.cache.dump()
+    assert driver.cache.stats()["checkpoints"] == 3
+    assert (lease.launch(4, rows=4) is not None) == fits  # four states and a page
+    assert fits or driver.cache.dump() == before

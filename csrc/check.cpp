@@ -1,6 +1,7 @@
 #include "check.h"
 
 #include <algorithm>
+#include <set>
 
 #include "radix.h"
 
@@ -212,6 +213,13 @@ void Checker::check_pins() {
     const int expected = reads == checkpoint_pins_.end() ? 0 : reads->second;
     require((node->checkpoint ? node->checkpoint->pins : 0) == expected, "I5",
             [&] { return "a checkpoint at " + text(node->depth) + " has pins that nobody holds"; });
+  }
+  std::set<const Node*> stay;                                         // with a pin at or below
+  for (auto node = nodes_.rbegin(); node != nodes_.rend(); ++node) {  // children come first
+    if ((*node)->pins > 0) stay.insert(*node);
+    if (stay.contains(*node)) stay.insert((*node)->parent);
+    require(!(*node)->checkpoint || (*node)->checkpoint->pins == 0 || stay.contains(*node), "I5",
+            [&] { return "a node at " + text((*node)->depth) + " may leave and its checkpoint may not"; });
   }
   cache_.history_.each_edge([this](TokenRange edge) { count_contents(edge); });
   std::int64_t pairs = 0;

@@ -169,7 +169,7 @@ class Tree {
   void set_tail(Node* node, PageId page);
   SlotId take_back(Node* node, Cause why);  // the checkpoint goes, its slot is the caller's
   void detach(Node* node, Cause why);       // frees slot and tail, then settles
-  void pin_checkpoint(Node* node);          // REQUIRES: a pin at or below the node
+  void pin_checkpoint(Node* node);          // by who has a pin at or below the node, too
   void unpin_checkpoint(Node* node);
   void touch(Node* node);  // used again: newest tick, not superseded
   void supersede(Node* node);

@@ -96,7 +96,8 @@ void Arena::set_used(std::int32_t slab, std::int64_t used) {
 PageId Arena::take_page(std::int32_t& home) {
   home = choose_slab(home);
   const PageId page = lowest_free_page(home);
-  page_taken_[page] = uses_[page].held = true;
+  page_taken_[page] = true;
+  uses_[page].held = true;
   set_used(home, slabs_[home].used + 1);
   taken_pages_.add();
   digest_.mix(kTakePage, page);

@@ -20,10 +20,10 @@ namespace hybridcache {
 
 // Who uses a page.
 struct PageUse {
-  bool held = false;              // by the lease that took it
-  bool node = false;              // a node's
-  std::int32_t tails = 0;         // checkpoints whose boundary cuts it
-  std::int32_t pinned_tails = 0;  // of these, pinned ones
+  std::uint64_t held : 1 = 0;           // by the lease that took it
+  std::uint64_t node : 1 = 0;           // a node's
+  std::uint64_t tails : 31 = 0;         // checkpoints whose boundary cuts it
+  std::uint64_t pinned_tails : 31 = 0;  // of these, pinned ones
 
   bool of_tree() const { return node || tails > 0; }
   // It leaves with the checkpoints that it is the tail of, and they may.

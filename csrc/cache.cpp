@@ -69,7 +69,7 @@ std::optional<LeaseId> Cache::reserve(const Prompt& prompt, const ReserveOptions
     counters_.refused_reserves.add();
     return std::nullopt;
   }
-  auto lease = std::make_unique<Lease>();
+  auto lease = new_lease();
   lease->match = match;
   lease->course.prompt_length = length;
   lease->course.branches = true;
@@ -137,14 +137,12 @@ void Cache::resume(Lease& lease, Node* node, Position pages, const Transcript* t
   lease.course.start = lease.course.boundary = lease.committed = lease.computed = start;
   lease.anchor = node;
   lease.live = arena_.take_slot();
-  std::vector<PageId> table;
-  table.reserve(pages);
+  auto& table = lease.pages.anew(pages);
   if (transcript == nullptr) {
     tree_.follow_pages(nullptr, node, table);
   } else {  // its anchor lies at or below the node: this one is pinned
     table.assign(transcript->table.begin(), transcript->table.begin() + paging().whole(start));
   }
-  lease.pages = PageTable(std::move(table));
   lease.owned.assign(lease.pages.size(), false);
   take_pages(lease, pages);
   if (start == 0) return;
@@ -178,6 +176,13 @@ void Cache::keep_tokens(Lease& lease, const Prompt& prompt) {
   }
 }
 
+std::unique_ptr<Lease> Cache::new_lease() {
+  if (spare_leases_.empty()) return std::make_unique<Lease>();
+  auto lease = std::move(spare_leases_.back());
+  spare_leases_.pop_back();
+  return lease;
+}
+
 Lease& Cache::add_lease(std::unique_ptr<Lease> lease) {
   lease->id = next_lease_++;
   counters_.open_leases.add();
@@ -209,7 +214,7 @@ std::optional<LeaseId> Cache::fork(LeaseId id) {
     source = parent.read;
     hold();
   }
-  auto child = std::make_unique<Lease>();
+  auto child = new_lease();
   child->match = parent.match;
   child->course.prompt_length = parent.course.prompt_length;
   for (const auto& wanted : parent.course.wanted) {

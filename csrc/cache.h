@@ -51,6 +51,7 @@ struct Counters {
 class Cache {
  public:
   static constexpr std::int64_t kDefaultRows = -1;
+  static constexpr std::size_t kSpareLeases = 8;  // so many closed ones' tables are used again
 
   explicit Cache(const Options& options);
 
@@ -142,6 +143,7 @@ class Cache {
   void arrive(Lease& lease, const std::string& salt, const ReserveOptions& options);
   Lease& open_lease(LeaseId id);
   const std::vector<Lease*>& batch(std::span<const LeaseId> ids);  // each once
+  std::unique_ptr<Lease> new_lease();
   Lease& add_lease(std::unique_ptr<Lease> lease);
   std::optional<Node*> make_room_to_resume(const std::string& salt, Node* deepest, Position pages);
   void resume(Lease& lease, Node* node, Position pages, const Transcript* transcript = nullptr);
@@ -199,6 +201,7 @@ class Cache {
   Placement placement_;
   mutable Transcripts transcripts_;                   // what they remember of the tree is no state of the cache (I9)
   std::map<LeaseId, std::unique_ptr<Lease>> leases_;  // open and resting
+  std::vector<std::unique_ptr<Lease>> spare_leases_;  // closed ones, for the memory of their tables
   std::map<PinId, Node*> pins_;
   LeaseId next_lease_ = 1;
   PinId next_pin_ = 1;

@@ -88,7 +88,10 @@ void Cache::let_go(Lease& lease) {
   tree_.unpin(lease.anchor);
   if (retire && last->children.empty()) tree_.supersede(last);
   if (lease.has_content) contents_.release(lease.tokens);
-  leases_.erase(lease.id);
+  auto closed = std::move(leases_.extract(lease.id).mapped());
+  if (spare_leases_.size() == kSpareLeases) return;
+  closed->clear();
+  spare_leases_.push_back(std::move(closed));
 }
 
 }  // namespace hybridcache

@@ -59,6 +59,20 @@ struct Lease {
   bool retires = false;      // closed with keep="nothing": that checkpoint will not be asked for
   std::int64_t resting = 0;  // closed, but a step that the plan of this number carried may still run; 0: not closed
 
+  // As a new one, but for the memory of its tables, which stays.
+  void clear() {
+    Lease anew;
+    const auto keep = [](auto& memory, auto& table) {
+      table.clear();
+      std::swap(memory, table);
+    };
+    keep(anew.tokens, tokens);
+    keep(anew.owned, owned);
+    keep(anew.new_pages, new_pages);
+    keep(anew.steps, steps);
+    std::swap(anew.pages, pages);
+    *this = std::move(anew);
+  }
   Position capacity(Position page_size) const { return static_cast<Position>(pages.size()) * page_size; }
   bool behind_verify_step() const { return !steps.empty() && steps.back().verifies(); }
   // The tokens at positions [from, to). REQUIRES from >= course.start.

@@ -15,9 +15,6 @@ class PageTable {
  public:
   using Pages = std::vector<PageId>;
 
-  PageTable() = default;
-  explicit PageTable(Pages pages) : pages_(std::make_shared<Pages>(std::move(pages))) {}
-
   std::size_t size() const { return pages_->size(); }
   PageId operator[](std::size_t number) const { return (*pages_)[number]; }
   PageId back() const { return pages_->back(); }
@@ -25,6 +22,14 @@ class PageTable {
   auto end() const { return std::as_const(*pages_).end(); }
   operator std::span<const PageId>() const { return *pages_; }
   std::shared_ptr<const Pages> share() const { return pages_; }
+
+  // Empties it to be filled with `size` entries: what others see stays with them. Comes before all else.
+  Pages& anew(std::size_t size) {
+    if (pages_.use_count() != 1) pages_ = std::make_shared<Pages>();
+    pages_->clear();
+    pages_->reserve(size);
+    return *pages_;
+  }
 
   void push_back(PageId page) {
     if (pages_->size() == pages_->capacity() && pages_.use_count() > 1) {
@@ -37,7 +42,7 @@ class PageTable {
   }
 
  private:
-  std::shared_ptr<Pages> pages_ = std::make_shared<Pages>();
+  std::shared_ptr<Pages> pages_;
 };
 
 }  // namespace hybridcache

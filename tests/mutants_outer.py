@@ -97,6 +97,8 @@ ask_in_vain: learned
 """
 
 LEASE = r"""
+tables_keep_what_they_held: I4
+- table.clear();
 tokens_of_the_prompt_due: I4
 - std::max(steps.front().begin, course.prompt_length)
 + steps.front().begin

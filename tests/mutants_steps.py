@@ -219,6 +219,8 @@ launch_not_in_the_digest: I7
 """
 
 CLOSE = r"""
+closed_lease_used_as_it_was: I4
+- closed->clear();
 inner_slots_kept_at_the_end: I1 leftovers
 -     for (const auto& inner : step.checkpoints) arena_.free_slot(inner.slot);
 rows_kept_at_the_end: I1 leftovers
@@ -445,7 +447,17 @@ wanted_at_the_open_end_is_spare: drafts
 -     lease.steps.back().spare = false;
 """
 
+PAGE_TABLE = r"""
+seen_table_used_again: I7 duplicates-freed
+- if (pages_.use_count() != 1)
++ if (pages_ == nullptr)
+grows_what_others_see: I7
+- && pages_.use_count() > 1) {
++ && false) {
+"""
+
 FILES = {
+    "csrc/page_table.h": PAGE_TABLE,
     "csrc/steps.cpp": STEPS,
     "csrc/close.cpp": CLOSE,
     "csrc/verify.cpp": VERIFY,

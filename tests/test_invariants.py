@@ -199,6 +199,21 @@ def test_i7_the_lowest_free_slot_is_taken_in_an_arena_of_any_size(count: int) ->
     driver.cache.check()
 
 
+def test_a_view_of_pages_stays_as_it_was(driver: Driver) -> None:
+    """Also when its lease has closed, whose memory the next lease may get, or goes on to more pages."""
+    seen = []
+    for turn in range(30):
+        lease = driver.cache.reserve(tokens(10 + turn, seed=turn % 3))
+        assert lease is not None
+        seen.append((lease.pages, lease.pages.tolist()))
+        driver.prefill(lease)
+        for token in range(20):
+            driver.step(lease, 1, [token])
+        seen.append((lease.pages, lease.pages.tolist()))
+        lease.close()
+        assert all(view.tolist() == before for view, before in seen)
+
+
 @pytest.mark.parametrize("policy", ["default", "supersede"])
 def test_i7_the_size_of_parts_changes_no_decision(policy: str) -> None:
     """Long turns, branches, evictions; parts of edges as they are shipped and as the tests have them."""

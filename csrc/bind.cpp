@@ -373,8 +373,8 @@ PYBIND11_MODULE(_core, module) {
       .def("commit", &Core::commit, py::arg("leases"), py::arg("tokens"), py::arg("counts"))
       .def("want", &Core::want, py::arg("lease"), py::arg("position"))
       .def("fork", &Core::fork, py::arg("lease"))
-      .def("close", &Core::close, py::arg("lease"), py::arg("keep"), py::arg("discard"), py::arg("now"),
-           py::arg("expected_return"))
+      .def("close", &Core::close, py::arg("lease"), py::arg("keep") = static_cast<int>(Keep::all),
+           py::arg("discard") = false, py::arg("now") = -1, py::arg("expected_return") = -1)
       .def("lease", &Core::lease, py::arg("lease"))
       .def("lease_match", &Core::lease_match, py::arg("lease"))
       .def("pages", &Core::pages, py::arg("lease"))

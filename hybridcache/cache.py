@@ -175,7 +175,6 @@ class Lease:
 
     def close(
         self,
-        *,
         keep: Keep = "all",
         discard: bool = False,
         now: int | None = None,
@@ -188,8 +187,10 @@ class Lease:
         now, expected_return: the caller's clock, and how long until the conversation is back, in one unit of
         its choice (milliseconds): hints to the default policy. O(new pages + log n).
         """
-        if not isinstance(keep, str) or keep not in _KEEP:
+        if not isinstance(keep, str) or (keep != "all" and keep not in _KEEP):
             raise ValueError(f"keep: {keep!r}, expected one of {sorted(_KEEP)}")
+        if keep == "all" and discard is False and now is None and expected_return is None:
+            return self._core.close(self._id)  # the usual one
         self._core.close(
             self._id,
             _KEEP[keep],

@@ -30,12 +30,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def measure(options: argparse.Namespace, say: Any) -> Recorder:
     recorder = Recorder()
+    for name, repetitions in (("warm", options.repetitions), ("cold", options.cold)):
+        say(f"turns, {name}")
+        operations.measure_turns(recorder, options.sizes, Caches(name), repetitions)
+        say(f"turns through transcripts, {name}")
+        operations.measure_transcripts(recorder, options.sizes, Caches(name), repetitions)
     for length in options.sizes:
-        for name, repetitions in (("warm", options.repetitions), ("cold", options.cold)):
-            say(f"turns at {report.size_name(length)}, {name}")
-            caches = Caches(name)
-            operations.measure_turns(recorder, length, caches, repetitions)
-            operations.measure_transcripts(recorder, length, caches, repetitions)
+        say(f"evictions and refusals at {report.size_name(length)}")
         operations.measure_evictions(recorder, length, Caches("warm"), options.repetitions)
         operations.measure_shortage(recorder, length, Caches("warm"), options.repetitions)
     return recorder

@@ -7,8 +7,7 @@ long ones grows by more than a few percent.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,12 +26,13 @@ from benchmarks.chains import (
 )
 from benchmarks.clock import Recorder, timed
 from benchmarks.floor import Caches, Memcmp
-from hybridcache import HybridCache, Lease
+from hybridcache import HybridCache, Lease, Transcript
 
 DECODED = 8  # steps of a measured turn
 EVICTION = "eviction: the difference"
 RESERVE_BESIDE, MEMCMP_BESIDE = "reserve beside memcmp", "memcmp beside reserve"
 MOST_TOKENS = 6 << 20  # of all conversations of a cache
+ROUNDS = 10
 OPEN, IDLE = 8, 8  # leases and conversations of a cache that is full
 
 
@@ -58,24 +58,68 @@ def how_many_chains(length: int, repetitions: int) -> int:
     return max(4, min(repetitions, MOST_TOKENS // length))
 
 
-def measure_turns(recorder: Recorder, length: int, caches: Caches, repetitions: int) -> None:
-    """Every call of a turn at `length` tokens of cached context, with a memcmp of those tokens beside it."""
-    cache, chains = conversations(length, repetitions)
-    floors = [Memcmp(chain.tokens) for chain in chains]
-    for each in range(repetitions):
-        which = each % len(chains)
-        compare(cache, chains[which], floors[which], Stopwatch(recorder, length, caches))
-    for each in range(repetitions):
-        which = each % len(chains)
-        clock, memcmp_first = Stopwatch(recorder, length, caches), each // len(chains) % 2 == 0
-        reserve_beside_memcmp(cache, chains[which], floors[which], clock, memcmp_first=memcmp_first)
-    # From here on turns and nothing else: each finds the CPU's caches as turns leave them. The first turn of
-    # each conversation settles what the policy learns, and is not kept.
-    for each in range(repetitions + len(chains)):
-        keep = recorder if each >= len(chains) else Recorder()
-        turn(cache, chains[each % len(chains)], Stopwatch(keep, length, caches))
-    for each in range(repetitions):
-        reserve_wide(cache, chains[each % len(chains)], Stopwatch(recorder, length, caches))
+class Size:
+    """Conversations of one length in a cache of their own, with a memcmp of their tokens beside each."""
+
+    def __init__(self, recorder: Recorder, length: int, caches: Caches, repetitions: int) -> None:
+        self.recorder, self.length, self.caches = recorder, length, caches
+        self.cache, self.chains = conversations(length, repetitions)
+        self.floors = [Memcmp(chain.tokens) for chain in self.chains]
+        self.transcripts = [self.cache.transcript() for _ in self.chains]
+
+    def clock(self, each: int, prefix: str = "") -> Stopwatch:
+        """Of a turn that counts from the second of each conversation on: the first settles what the policy
+        learns."""
+        keep = self.recorder if each >= len(self.chains) else Recorder()
+        return Stopwatch(keep, self.length, self.caches, prefix)
+
+    def compare(self, each: int) -> None:
+        which = each % len(self.chains)
+        compare(self.cache, self.chains[which], self.floors[which], self.clock(len(self.chains)))
+
+    def beside_memcmp(self, each: int) -> None:
+        which, memcmp_first = each % len(self.chains), each // len(self.chains) % 2 == 0
+        clock = self.clock(len(self.chains))
+        reserve_beside_memcmp(
+            self.cache, self.chains[which], self.floors[which], clock, memcmp_first=memcmp_first
+        )
+
+    def turn(self, each: int) -> None:
+        turn(self.cache, self.chains[each % len(self.chains)], self.clock(each))
+
+    def turn_through_transcript(self, each: int) -> None:
+        which = each % len(self.chains)
+        turn_through(
+            self.cache, self.chains[which], self.transcripts[which], self.clock(each, prefix="transcript: ")
+        )
+
+    def wide(self, each: int) -> None:
+        reserve_wide(self.cache, self.chains[each % len(self.chains)], self.clock(len(self.chains)))
+
+
+def in_rounds(sizes: Sequence[Size], repetitions: int, part: Callable[[Size, int], None]) -> None:
+    """A tenth of the repetitions at each size, ten times: a slow spell of the machine is no size's alone."""
+    for round_ in range(ROUNDS):
+        for size in sizes:
+            count = repetitions + len(size.chains)
+            for each in range(count * round_ // ROUNDS, count * (round_ + 1) // ROUNDS):
+                part(size, each)
+
+
+def measure_turns(recorder: Recorder, lengths: Sequence[int], caches: Caches, repetitions: int) -> None:
+    """Every call of a turn at so many tokens of cached context, with a memcmp of those tokens beside it.
+
+    Turns are measured with nothing between them, so that each finds the CPU's caches as turns leave them.
+    """
+    sizes = [Size(recorder, length, caches, repetitions) for length in lengths]
+    for part in (Size.compare, Size.beside_memcmp, Size.turn, Size.wide):
+        in_rounds(sizes, repetitions, part)
+
+
+def measure_transcripts(recorder: Recorder, lengths: Sequence[int], caches: Caches, repetitions: int) -> None:
+    """The same turns through transcripts, which say only what is new."""
+    sizes = [Size(recorder, length, caches, repetitions) for length in lengths]
+    in_rounds(sizes, repetitions, Size.turn_through_transcript)
 
 
 def conversations(length: int, repetitions: int) -> tuple[Any, list[Chain]]:
@@ -169,20 +213,13 @@ def decode_step(cache: HybridCache, lease: Lease, token: Tokens, clock: Stopwatc
     return clock.total
 
 
-def measure_transcripts(recorder: Recorder, length: int, caches: Caches, repetitions: int) -> None:
-    """The same turn through a transcript, which says only what is new."""
-    cache, chains = conversations(length, repetitions)
-    transcripts = [cache.transcript() for _ in chains]
-    for each in range(repetitions + len(chains)):
-        keep = recorder if each >= len(chains) else Recorder()
-        clock = Stopwatch(keep, length, caches, prefix="transcript: ")
-        chain, transcript = chains[each % len(chains)], transcripts[each % len(chains)]
-        transcript.extend(chain.tokens[len(transcript) : chain.length])  # what the last turn generated
-        new = chain.tokens[chain.length : chain.length + TURN]
-        clock("extend 832", functools.partial(transcript.extend, new))
-        lease = clock("reserve", functools.partial(reserve, cache, transcript, max_new_tokens=64))
-        before = clock.total
-        clock.add("turn", before + rest_of_turn(chain, cache, lease, clock))
+def turn_through(cache: HybridCache, chain: Chain, transcript: Transcript, clock: Stopwatch) -> None:
+    transcript.extend(chain.tokens[len(transcript) : chain.length])  # what the last turn generated
+    new = chain.tokens[chain.length : chain.length + TURN]
+    clock("extend 832", lambda: transcript.extend(new))
+    lease = clock("reserve", lambda: reserve(cache, transcript, max_new_tokens=64))
+    before = clock.total
+    clock.add("turn", before + rest_of_turn(chain, cache, lease, clock))
 
 
 def measure_batches(

@@ -9,14 +9,17 @@ counted. Knows tensors and slot ids; no layout, no lease, no tree.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from hybridcache._pieces import rounds
 
 __all__ = ["ThroughCopies", "convolve", "convolve_by_torch", "decode", "decode_by_torch"]
 
@@ -205,18 +208,29 @@ class ThroughCopies:
         state: Tensor,
         read_slots: Tensor,
         write_slots: Tensor,
+        *,
+        inner: Sequence[tuple[int, int, int]] = (),
         **options: Any,
     ) -> Tensor:
         """Outputs; the states after the last tokens are left in `write_slots` [N], each at least 0.
-        `read_slots` [N]: -1 begins from zero. `options` go to the function.
+        `read_slots` [N]: -1 begins from zero. `options` go to the function, among them `cu_seqlens` [N + 1],
+        if the sequences lie one after the other in the second dimension.
 
-        Cost: what the function costs, and each state read and written twice more (a gathered one that is
-        missing, once). Errors as `decode` for what is of this class; the rest is the function's.
+        inner: (sequence, position, slot): after so many tokens of that sequence (at least one, and not all)
+        its state is left in that slot, too (`Step.checkpoints`). The scan is cut there and goes on from the
+        slot, so who resumes there later gets the same bits. Of several sequences the pieces are packed: the
+        function must know `cu_seqlens`, which is read on the host.
+
+        Cost: what the function costs, once more for each cut of the sequence that has most of them; and each
+        state read and written twice more (a gathered one that is missing, once), also at cuts. Errors as
+        `decode` for what is of this class; the rest is the function's.
         """
         _check_state(state, 4)
         _check_tensor("write_slots", write_slots)
         _check_ids("read_slots", read_slots, (len(write_slots),), state)
         _check_ids("write_slots", write_slots, (len(write_slots),), state)
+        if inner:
+            return self._in_pieces((q, k, v, g, beta), state, read_slots, write_slots, inner, options)
         initial = state.index_select(0, read_slots.clamp(min=0))
         initial.masked_fill_((read_slots < 0)[:, None, None, None], 0)  # 0 times what is poisoned is no 0
         out, final = self._function(
@@ -234,6 +248,37 @@ class ThroughCopies:
         self.gathered_bytes += initial.numel() * initial.element_size()
         self.scattered_bytes += initial.numel() * initial.element_size()
         return out
+
+    def _in_pieces(
+        self,
+        inputs: tuple[Tensor, ...],
+        state: Tensor,
+        read_slots: Tensor,
+        write_slots: Tensor,
+        inner: Sequence[tuple[int, int, int]],
+        options: dict[str, Any],
+    ) -> Tensor:
+        """The first piece of every sequence, then the second of those that have one, and so on."""
+        shape = inputs[0].shape[:2]
+        lengths = options.pop("cu_seqlens", None)
+        begins = list(range(0, shape.numel() + 1, shape[1])) if lengths is None else lengths.tolist()
+        packed = [each.reshape(1, -1, *each.shape[2:]) for each in inputs]
+        out = torch.empty(0)
+        for pieces in rounds(inner, begins, read_slots.tolist(), write_slots.tolist()):
+            parts = [torch.cat([each[:, p.begin : p.end] for p in pieces], dim=1) for each in packed]
+            if len(begins) > 2:
+                sizes = [0, *accumulate(p.end - p.begin for p in pieces)]
+                options["cu_seqlens"] = torch.tensor(sizes, device=state.device)
+            reads = torch.tensor([p.read_slot for p in pieces], device=state.device)
+            writes = torch.tensor([p.write_slot for p in pieces], device=state.device)
+            q, k, v, g, beta = parts
+            found = self(q, k, v, g, beta, state, reads, writes, **options)
+            if not out.numel():
+                out = found.new_empty(1, shape.numel(), *found.shape[2:])
+            at = 0
+            for p in pieces:
+                out[:, p.begin : p.end] = found[:, at : (at := at + p.end - p.begin)]
+        return out.reshape(*shape, *out.shape[2:])
 
 
 @cache

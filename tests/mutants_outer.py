@@ -147,6 +147,15 @@ wide_tokens_cut_off: key-dropped
 - if (is_no_id(seen)) refuse_ids(wide, name_);
 """
 
+PIECES = r"""
+piece_goes_on_from_where_the_first_began: I2
+- at, read = begin + position, slot
++ at = begin + position
+inner_state_in_the_next_sequence: I2
+- at = begin
++ at = 0
+"""
+
 GATED_DELTA = r"""
 missing_state_not_zero: zero-state
 - held[slots < 0] = 0
@@ -304,6 +313,7 @@ FILES = {
     "csrc/door.h": DOOR,
     "csrc/bind.cpp": BIND,
     "csrc/tokens.h": TOKENS,
+    "hybridcache/_pieces.py": PIECES,
     "hybridcache/gated_delta.py": GATED_DELTA,
     "hybridcache/pools.py": POOLS,
     "hybridcache/_moves.py": MOVES,

@@ -13,6 +13,7 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
@@ -434,7 +435,103 @@ def test_what_is_gathered_and_scattered_is_counted() -> None:
     assert through.gathered_bytes == 6 * state[0].numel() * 4
 
 
+def one_by_one(q: Any, k: Any, v: Any, *, g: Any, beta: Any, initial_state: Any, **options: Any) -> Any:
+    """transformers' chunked function for sequences that lie one after the other, as FLA's has it."""
+    chunked = of_transformers("torch_chunk_gated_delta_rule")
+    bounds = options.pop("cu_seqlens", None)
+    bounds = [0, q.shape[1]] if bounds is None else bounds.tolist()
+    found = []
+    for number, (a, b) in enumerate(pairwise(bounds)):
+        pieces = [each[:, a:b] for each in (q, k, v)]
+        state = initial_state[number : number + 1]
+        found.append(chunked(*pieces, g=g[:, a:b], beta=beta[:, a:b], initial_state=state, **options))
+    outputs, states = zip(*found, strict=True)
+    return torch.cat(outputs, dim=1), torch.cat(states)
+
+
+def chunked_functions() -> list[Any]:
+    rule = find_spec("fla") and DEVICE == "cuda"
+    return [one_by_one, *([import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule] if rule else [])]
+
+
+LENGTHS, BEGINS = (150, 3, 200), (0, 150, 153)
+INNER = ((2, 128, 9), (0, 64, 7), (2, 64, 8), (1, 1, 10))  # (sequence, position, slot)
+
+
+@pytest.mark.parametrize("function", chunked_functions())
+def test_a_prefill_leaves_states_at_inner_positions(function: Any) -> None:
+    """Those of prefills that end there, bit for bit, and whoever goes on there gets the same, too. (FLA's
+    kernels do not promise that it makes no difference who else is in the batch.)"""
+    dtype = torch.float32 if function is one_by_one else torch.bfloat16
+    case = Case(6, rows=1, tokens=sum(LENGTHS), heads=2, value_heads=2, dim=16, value_dim=16, dtype=dtype)
+    case.slots, case.reads, case.writes = 12, case.ints([1, -1, 2]), case.ints([1, 4, 5])
+    memory, state = case.slab()
+    other_memory, other = clones(memory, state)
+    bounds = torch.tensor([0, *accumulate(LENGTHS)], device=DEVICE)
+    through, by_hand = ThroughCopies(function), ThroughCopies(function)
+    found = through(*case.arguments(), state, case.reads, case.writes, inner=INNER, cu_seqlens=bounds)
+    expected = torch.empty_like(found)
+    for number, (begin, length) in enumerate(zip(BEGINS, LENGTHS, strict=True)):
+        at, read = 0, int(case.reads[number])
+        ends = sorted((position, slot) for sequence, position, slot in INNER if sequence == number)
+        for position, slot in [*ends, (length, int(case.writes[number]))]:
+            span = slice(begin + at, begin + position)
+            piece = [each[:, span].contiguous() for each in case.arguments()]
+            expected[:, span] = by_hand(*piece, other, case.ints([read]), case.ints([slot]))
+            at, read = position, slot
+    written = [1, 4, 5, 7, 8, 9, 10]
+    if function is one_by_one:
+        assert torch.equal(found, expected)
+        assert all(torch.equal(state[slot], other[slot]) for slot in written)
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=1e-3)
+    assert_same_but(memory, state, other_memory, other, written)
+    assert through.scattered_bytes == 7 * state[0].numel() * 4 == by_hand.scattered_bytes
+
+
+def test_inner_positions_of_one_sequence_and_of_a_batch_of_equal_ones() -> None:
+    for rows in (1, 3):
+        case = Case(7, rows=rows, tokens=70, heads=2, value_heads=2, dim=8, value_dim=8, dtype=torch.float32)
+        case.reads, case.writes = case.ints([-1] * rows), case.ints(list(range(rows)))
+        _, state = case.slab()
+        _, other = case.slab()
+        through = ThroughCopies(one_by_one)
+        inner = [(row, 64, 10 + row) for row in range(rows)]
+        found = through(*case.arguments(), state, case.reads, case.writes, inner=inner)
+        packed = [each.reshape(1, -1, *each.shape[2:]) for each in case.arguments()]
+        bounds = torch.arange(0, 70 * rows + 1, 70, device=DEVICE)
+        expected = through(*packed, other, case.reads, case.writes, cu_seqlens=bounds)
+        assert found.shape == case.v.shape
+        torch.testing.assert_close(found.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
+        for row in range(rows):
+            torch.testing.assert_close(state[row], other[row], rtol=1e-4, atol=1e-5)
+            assert not torch.equal(state[10 + row], state[row])
+
+
 # Mistakes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        ((1, 2, 3), "inner: sequence 1, expected one of 1"),
+        ((0, 0, 3), r"inner: position 0 of sequence 0, expected each once, and in \[1, 4\]"),
+        ((0, 5, 3), "inner: position 5 of sequence 0"),
+        ((0, 2, -1), "inner: slot -1, expected at least 0"),
+    ],
+)
+def test_inner_positions_lie_inside(inner: tuple[int, int, int], message: str) -> None:
+    case = Case(5, rows=1, tokens=5, dtype=torch.float32)
+    memory, state = case.slab()
+    before = memory.clone()
+    through = ThroughCopies(one_by_one)
+    for positions in ([inner], [(0, 2, 3), (0, 2, 3)]):
+        with pytest.raises(ValueError, match=message if positions == [inner] else "inner: position 2"):
+            through(*repeated(case), state, case.ints([-1]), case.ints([0]), inner=positions)
+    bounds = torch.tensor([0, 2, 5], device=DEVICE)
+    with pytest.raises(ValueError, match="cu_seqlens: 3 numbers, expected 2"):
+        through(*repeated(case), state, case.ints([-1]), case.ints([0]), inner=[(0, 1, 3)], cu_seqlens=bounds)
+    assert torch.equal(memory.view(torch.int32), before.view(torch.int32))
+    assert through.gathered_bytes == 0
 
 
 def test_columns_are_some_that_the_kernel_has() -> None:

@@ -30,7 +30,7 @@ bool Admission::evict_until(const Need& need, Worth limit, Cause why) {
 
 // Whether enough would leave if everything unpinned did. Each unpinned checkpoint gives a slot, and in the unified
 // arena with it the slab; what is missing then is counted among the pages that would leave, until it is found. A
-// refusal has counted fewer than were asked for: it costs no more than the pages would.
+// refusal has counted fewer than were asked for.
 bool Admission::feasible(const Need& need) const {
   if (arena_.satisfies(need.slots, need.pages)) return true;
   const auto unpinned = eviction_.unpinned();
@@ -40,18 +40,25 @@ bool Admission::feasible(const Need& need) const {
   return !arena_.fixed() && slabs_can_empty(slabs, pages);
 }
 
+// The pages that leave with the node: all but a first one that a pinned checkpoint above is cut in.
+std::span<const PageId> Admission::leaving(const Node& node) const {
+  const bool stays = !node.pages.empty() && arena_.use(node.pages.front()).pinned_tails > 0;
+  return std::span(node.pages).subspan(stays);
+}
+
 bool Admission::pages_can_leave(std::int64_t pages) const {
   pages -= arena_.loose_pages();
   if (pages > 0) {
     eviction_.each_leaving([&](const Node& node) {
-      pages -= std::ssize(node.pages) - (!node.pages.empty() && arena_.use(node.pages.front()).pinned_tails > 0);
+      pages -= std::ssize(leaving(node));
       return pages > 0;
     });
   }
   return pages <= 0;
 }
 
-// More slots are wanted than there are unpinned checkpoints: slabs have to become empty that pages are in.
+// More slots are wanted than there are unpinned checkpoints: slabs have to become empty that pages are in. Looks at all
+// pages that would leave, if it has to.
 bool Admission::slabs_can_empty(std::int64_t slabs, std::int64_t pages) const {
   std::map<std::int32_t, std::int64_t> left;
   std::set<PageId> tails;
@@ -65,9 +72,7 @@ bool Admission::slabs_can_empty(std::int64_t slabs, std::int64_t pages) const {
     if (tail != kNone && arena_.use(tail).loose() && tails.insert(tail).second) leave(tail);
   }
   eviction_.each_leaving([&](const Node& node) {
-    for (const PageId page : node.pages) {
-      if (arena_.use(page).pinned_tails == 0) leave(page);
-    }
+    for (const PageId page : leaving(node)) leave(page);
     return slabs > 0 || pages > 0;
   });
   return slabs <= 0 && pages <= 0;

@@ -2,6 +2,8 @@
 // and is refused only when that would not do; a checkpoint is optional and takes what is worth less.
 #pragma once
 
+#include <span>
+
 #include "arena.h"
 #include "eviction.h"
 
@@ -27,6 +29,7 @@ class Admission {
   bool has_room_for(Kind kind) const;
 
  private:
+  std::span<const PageId> leaving(const Node& node) const;
   bool pages_can_leave(std::int64_t pages) const;
   bool slabs_can_empty(std::int64_t slabs, std::int64_t pages) const;
   bool evict_until(const Need& need, Worth limit, Cause why);

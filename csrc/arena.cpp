@@ -112,7 +112,7 @@ void Arena::change_use(PageId page, Change&& change) {
   change(use);
   tree_pages_.add(use.of_tree() - before.of_tree());
   loose_pages_.add(use.loose() - before.loose());
-  if (use.held || use.of_tree()) return;
+  if (use.taken()) return;
   page_taken_[page] = false;
   const auto slab = slab_of(page);
   set_used(slab, slabs_[slab].used - 1);

@@ -26,6 +26,7 @@ struct PageUse {
   std::uint64_t pinned_tails : 31 = 0;  // of these, pinned ones
 
   bool of_tree() const { return node || tails > 0; }
+  bool taken() const { return held || of_tree(); }
   // It leaves with the checkpoints that it is the tail of, and they may.
   bool loose() const { return tails > 0 && pinned_tails == 0 && !node && !held; }
 };

@@ -69,7 +69,7 @@ std::optional<LeaseId> Cache::reserve(const Prompt& prompt, const ReserveOptions
     counters_.refused_reserves.add();
     return std::nullopt;
   }
-  auto lease = new_lease();
+  auto lease = new_lease(pages, pages * paging().page_size - (*node)->depth);
   lease->match = match;
   lease->course.prompt_length = length;
   lease->course.branches = true;
@@ -120,12 +120,10 @@ void Cache::arrive(Lease& lease, const std::string& salt, const ReserveOptions& 
 std::optional<Node*> Cache::make_room_to_resume(const std::string& salt, Node* deepest, Position pages) {
   for (Node* node = deepest;;) {
     Node* at = node == nullptr ? tree_.make_root(salt) : node;
-    tree_.pin(at);
-    if (node != nullptr) tree_.pin_checkpoint(node);
+    tree_.hold(at);
     if (admission_.make_room({1, pages - paging().whole(at->depth)}, Cause::reserve)) return at;
-    if (node != nullptr) tree_.unpin_checkpoint(node);
     Node* shallower = Tree::checkpoint_above(at);
-    tree_.unpin(at);
+    tree_.let_go(at);
     if (node == nullptr || !leases_.empty()) return std::nullopt;
     node = shallower;
   }
@@ -176,10 +174,13 @@ void Cache::keep_tokens(Lease& lease, const Prompt& prompt) {
   }
 }
 
-std::unique_ptr<Lease> Cache::new_lease() {
-  if (spare_leases_.empty()) return std::make_unique<Lease>();
-  auto lease = std::move(spare_leases_.back());
-  spare_leases_.pop_back();
+// One that has closed, if its tables are not far too large for so many pages and tokens.
+std::unique_ptr<Lease> Cache::new_lease(Position pages, Position tokens) {
+  const auto fits = [&](const auto& spare) { return spare->fits(pages, tokens); };
+  const auto spare = std::find_if(spare_leases_.rbegin(), spare_leases_.rend(), fits);
+  if (spare == spare_leases_.rend()) return std::make_unique<Lease>();
+  auto lease = std::move(*spare);
+  spare_leases_.erase(std::next(spare).base());
   return lease;
 }
 
@@ -199,22 +200,17 @@ std::optional<LeaseId> Cache::fork(LeaseId id) {
   Node* source = parent.fresh ? parent.anchor : tree_.find(parent.anchor, parent.span(parent.anchor->depth, at));
   const bool publishes = !parent.fresh && (source == nullptr || !source->checkpoint);
   const auto pages = static_cast<Position>(parent.pages.size());
-  const auto hold = [&] {
-    tree_.pin(source);
-    if (at > 0) tree_.pin_checkpoint(source);
-  };
-  if (!publishes) hold();
+  if (!publishes) tree_.hold(source);
   if (!admission_.make_room({1 + publishes, pages - paging().whole(at)}, Cause::fork)) {
-    if (!publishes && at > 0) tree_.unpin_checkpoint(source);
-    if (!publishes) tree_.unpin(source);
+    if (!publishes) tree_.let_go(source);
     return std::nullopt;
   }
   if (publishes) {
     publish(parent, {{}, Kind::fork, parent.live, false, arena_.take_slot()});
     source = parent.read;
-    hold();
+    tree_.hold(source);
   }
-  auto child = new_lease();
+  auto child = new_lease(pages, pages * paging().page_size - at);
   child->match = parent.match;
   child->course.prompt_length = parent.course.prompt_length;
   for (const auto& wanted : parent.course.wanted) {
@@ -261,8 +257,7 @@ std::optional<PinId> Cache::pin(const Prompt& prompt) {
   std::vector<Token> mapped;
   const auto walk = this->walk(prompt, symbols(prompt, mapped), static_cast<Position>(prompt.tokens.size()));
   if (walk.resume == nullptr) return std::nullopt;
-  tree_.pin(walk.resume);
-  tree_.pin_checkpoint(walk.resume);
+  tree_.hold(walk.resume);
   pins_[next_pin_] = walk.resume;
   counters_.pins.add();
   return next_pin_++;
@@ -278,8 +273,7 @@ void Cache::release(PinId id) {
   pinned_length(id);
   Node* node = pins_.at(id);
   pins_.erase(id);
-  tree_.unpin_checkpoint(node);
-  tree_.unpin(node);
+  tree_.let_go(node);
   counters_.pins.add(-1);
   trim_to_cap();
 }

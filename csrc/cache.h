@@ -143,7 +143,7 @@ class Cache {
   void arrive(Lease& lease, const std::string& salt, const ReserveOptions& options);
   Lease& open_lease(LeaseId id);
   const std::vector<Lease*>& batch(std::span<const LeaseId> ids);  // each once
-  std::unique_ptr<Lease> new_lease();
+  std::unique_ptr<Lease> new_lease(Position pages, Position tokens);
   Lease& add_lease(std::unique_ptr<Lease> lease);
   std::optional<Node*> make_room_to_resume(const std::string& salt, Node* deepest, Position pages);
   void resume(Lease& lease, Node* node, Position pages, const Transcript* transcript = nullptr);

@@ -89,8 +89,8 @@ void Cache::let_go(Lease& lease) {
   if (retire && last->children.empty()) tree_.supersede(last);
   if (lease.has_content) contents_.release(lease.tokens);
   auto closed = std::move(leases_.extract(lease.id).mapped());
-  if (spare_leases_.size() == kSpareLeases) return;
   closed->clear();
+  if (spare_leases_.size() == kSpareLeases) spare_leases_.erase(spare_leases_.begin());
   spare_leases_.push_back(std::move(closed));
 }
 

@@ -41,7 +41,7 @@ Worth Eviction::worth(Node& node) const {
         checkpoint.base = inflation_;
         checkpoint.based_on = checkpoint.tick;
       }
-      return checkpoint.base + density(node, checkpoint.uses + 1);
+      return checkpoint.base + std::min(density(node, checkpoint.uses + 1), kAny - checkpoint.base);
     case Policy::learned:
       if (checkpoint.record == nullptr) return 1;
       return 1 + density(node, checkpoint.record->index + (options_.has(Part::flow) ? checkpoint.record->flow : 0));
@@ -118,7 +118,8 @@ Node* Eviction::lowest(Worth limit, bool leaf_first) const {
   if (options_.policy == Policy::marconi && limit == kAny) return least_by_score();
   for (const auto* order : {&leaves_, &order_}) {
     if (order == &leaves_ && !leaf_first) continue;
-    if (const auto* least = order->first(); least != nullptr && least->key.first < limit) return least->node;
+    const auto* least = order->first();
+    if (least != nullptr && (limit == kAny || least->key.first < limit)) return least->node;
   }
   return nullptr;
 }

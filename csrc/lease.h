@@ -59,7 +59,11 @@ struct Lease {
   bool retires = false;      // closed with keep="nothing": that checkpoint will not be asked for
   std::int64_t resting = 0;  // closed, but a step that the plan of this number carried may still run; 0: not closed
 
-  // As a new one, but for the memory of its tables, which stays.
+  // Whether its tables are no more than some times too large.
+  bool fits(std::size_t most_pages, std::size_t most_tokens) const {
+    return pages.capacity() <= 4 * most_pages + 256 && tokens.capacity() <= 4 * most_tokens + 4096;
+  }
+  // As a new one, but for the memory of its tables, which stays. (That of its pages somebody may still look at.)
   void clear() {
     Lease anew;
     const auto keep = [](auto& memory, auto& table) {

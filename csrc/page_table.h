@@ -15,7 +15,12 @@ class PageTable {
  public:
   using Pages = std::vector<PageId>;
 
+  PageTable() = default;
+  PageTable(PageTable&&) = default;  // a copy would share entries
+  PageTable& operator=(PageTable&&) = default;
+
   std::size_t size() const { return pages_->size(); }
+  std::size_t capacity() const { return pages_->capacity(); }
   PageId operator[](std::size_t number) const { return (*pages_)[number]; }
   PageId back() const { return pages_->back(); }
   auto begin() const { return std::as_const(*pages_).begin(); }
@@ -23,7 +28,8 @@ class PageTable {
   operator std::span<const PageId>() const { return *pages_; }
   std::shared_ptr<const Pages> share() const { return pages_; }
 
-  // Empties it to be filled with `size` entries: what others see stays with them. Comes before all else.
+  // Empties it, to be filled with `size` entries; what others see stays with them. All else REQUIRES that this came
+  // first.
   Pages& anew(std::size_t size) {
     if (pages_.use_count() != 1) pages_ = std::make_shared<Pages>();
     pages_->clear();

@@ -249,6 +249,16 @@ Tree::~Tree() {
 
 // ---------------------------------------------------------------- pins and checkpoints
 
+void Tree::hold(Node* node) {
+  pin(node);
+  if (node->checkpoint) pin_checkpoint(node);
+}
+
+void Tree::let_go(Node* node) {
+  if (node->checkpoint) unpin_checkpoint(node);
+  unpin(node);
+}
+
 void Tree::unpin(Node* node) {
   ensure(node->pins > 0, "unpin of a node without a pin");
   if (--node->pins == 0) settle(node);
@@ -297,8 +307,13 @@ void Tree::detach(Node* node, Cause why) {
 
 void Tree::pinned_changed(const Node& node, bool pinned) {
   pinned_.add(pinned ? 1 : -1);
-  if (const PageId tail = node.checkpoint->tail; tail != kNone)
-    pinned ? arena_.pin_tail(tail) : arena_.unpin_tail(tail);
+  const PageId tail = node.checkpoint->tail;
+  if (tail == kNone) return;
+  if (pinned) {
+    arena_.pin_tail(tail);
+  } else {
+    arena_.unpin_tail(tail);
+  }
 }
 
 void Tree::pin_checkpoint(Node* node) {

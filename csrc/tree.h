@@ -161,15 +161,18 @@ class Tree {
   // checkpoint, before anything settles.
   Node* extend(Node* from, std::span<const Token> tokens, const LeasePages& pages);
 
+  // The node stays, and with `hold` its checkpoint, too, if it has one.
   void pin(Node* node) { ++node->pins; }
   void unpin(Node* node);
+  void hold(Node* node);
+  void let_go(Node* node);
 
   // REQUIRES checkpoint.position == node->depth: the position travels with the slot (I2).
   void attach(Node* node, const Checkpoint& checkpoint);
   void set_tail(Node* node, PageId page);
   SlotId take_back(Node* node, Cause why);  // the checkpoint goes, its slot is the caller's
   void detach(Node* node, Cause why);       // frees slot and tail, then settles
-  void pin_checkpoint(Node* node);          // by who has a pin at or below the node, too
+  void pin_checkpoint(Node* node);          // REQUIRES: the caller has a pin at or below the node
   void unpin_checkpoint(Node* node);
   void touch(Node* node);  // used again: newest tick, not superseded
   void supersede(Node* node);

@@ -84,12 +84,8 @@ clear_crosses_salts: I8
 match_of_the_longer: I12 longer-index
 - if (lease->course.start < match.length) {
 + if (false) {
-refusal_keeps_read_pin: I6 leak-on-refusal
-- if (node != nullptr) tree_.unpin_checkpoint(node);
 refusal_keeps_pin: I6 leak-on-refusal
-- tree_.unpin(at);
--     if
-+ if
+- tree_.let_go(at);
 lone_request_refused: no-spare-slot
 - if (node == nullptr || !leases_.empty()) return std::nullopt;
 + return std::nullopt;
@@ -123,16 +119,15 @@ fork_shares_the_live_slot: I5 donated-written
 + resume(*child, source, pages);
 +   arena_.free_slot(std::exchange(child->live, parent.live));
 fork_without_read_pin: I5
-- if (at > 0) tree_.pin_checkpoint(source);
--   };
-+ };
+- source = parent.read;
+-     tree_.hold(source);
++ source = parent.read;
++     tree_.pin(source);
 fork_of_one_slot: more-than-owned
 - make_room({1 + publishes, pages - paging().whole(at)
 + make_room({1, pages - paging().whole(at)
 refused_fork_keeps_pin: I6 leak-on-refusal
-- if (!publishes && at > 0) tree_.unpin_checkpoint(source);
-refused_fork_keeps_the_node: I6 leak-on-refusal
-- if (!publishes) tree_.unpin(source);
+- if (!publishes) tree_.let_go(source);
 fork_wants_nothing: first-branch
 - if (wanted.position > at) child->course
 + if (false) child->course
@@ -140,9 +135,8 @@ fork_of_the_page_below: I2
 - tree_.find(parent.anchor, parent.span(parent.anchor->depth, at))
 + parent.anchor
 pin_does_not_pin_the_state: I5
-- tree_.pin_checkpoint(walk.resume);
--   pins_
-+ pins_
+- tree_.hold(walk.resume);
++ tree_.pin(walk.resume);
 release_ignores_cap: cap
 - counters_.pins.add(-1);
 -   trim_to_cap();

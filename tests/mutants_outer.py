@@ -99,6 +99,9 @@ ask_in_vain: learned
 LEASE = r"""
 tables_keep_what_they_held: I4
 - table.clear();
+large_tables_for_small_requests: leftovers
+- tokens.capacity() <= 4 * most_tokens + 4096;
++ true;
 tokens_of_the_prompt_due: I4
 - std::max(steps.front().begin, course.prompt_length)
 + steps.front().begin

@@ -29,10 +29,10 @@ pages_clean_at_first: not-zeroed
 - dirty_.assign(pages, true);
 + dirty_.assign(pages, false);
 counted_page_freed: I1 I5 late-write
-- if (use.held || use.of_tree()) return;
+- if (use.taken()) return;
 + if (use.held) return;
 held_page_freed: I1 I5 tail-evicted
-- if (use.held || use.of_tree()) return;
+- if (use.taken()) return;
 + if (use.of_tree()) return;
 page_freed_with_its_first_tail: I5 tail-evicted
 - --use.tails;
@@ -195,6 +195,10 @@ tail_of_the_pinned_set_unpinned: I5
 - if (node->checkpoint->pins > 0) arena_.pin_tail(page);
 evicted_tail_stays_counted: I1 tail-evicted leftovers
 - if (tail != kNone) arena_.drop_tail(tail);
+held_without_its_state: I5
+- if (node->checkpoint) pin_checkpoint(node);
+let_go_of_the_node_only: I6 leak-on-refusal
+- if (node->checkpoint) unpin_checkpoint(node);
 hit_touches_the_path: whole-path
 -   node->checkpoint->tick = ++tick_;
 -   ++node->checkpoint->uses;
@@ -274,11 +278,14 @@ pinned_can_leave: I5
 -     return;
 -   }
 newest_leaves: wrong-victim
-- least->key.first < limit) return least->node;
-+ least->key.first < limit) return order->entries().back().node;
+- least->key.first < limit)) return least->node;
++ least->key.first < limit)) return order->entries().back().node;
 rank_limit_ignored: wrong-victim
-- least != nullptr && least->key.first < limit)
-+ least != nullptr)
+- (limit == kAny || least->key.first < limit)
++ true
+worth_most_never_leaves: I6 cap
+- (limit == kAny || least->key.first < limit)
++ (least->key.first < limit)
 every_node_a_leaf: two-budgets dangling-order
 - node.children.empty() ? leaves_.put(node, key) : leaves_.strike(node);
 + leaves_.put(node, key);
@@ -343,11 +350,8 @@ slabs_never_empty: two-budgets
 loose_is_no_room: two-budgets
 - pages -= arena_.loose_pages();
 tails_are_room: I6 more-than-owned
-- - (!node.pages.empty() && arena_.use(node.pages.front()).pinned_tails > 0);
-+ ;
-tails_empty_slabs: I6
-- if (arena_.use(page).pinned_tails == 0) leave(page);
-+ leave(page);
+- return std::span(node.pages).subspan(stays);
++ return static_cast<void>(stays), std::span(node.pages);
 tail_of_two_leaves_twice: I6
 - && tails.insert(tail).second
 touched_slab_is_empty: I6

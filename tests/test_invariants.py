@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -212,6 +213,25 @@ def test_a_view_of_pages_stays_as_it_was(driver: Driver) -> None:
         seen.append((lease.pages, lease.pages.tolist()))
         lease.close()
         assert all(view.tolist() == before for view, before in seen)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read as Linux tells it")
+def test_small_requests_do_not_hold_the_tables_of_large_ones_that_have_closed() -> None:
+    driver = Driver(page_size=64, num_pages=5000, num_slots=100)
+    large = np.arange(1 << 18, dtype=np.int32)
+    held = []
+    for number in range(60):
+        lease = driver.cache.reserve(large)
+        assert lease is not None
+        lease.close(discard=True)
+        held.append(driver.cache.reserve([number, 1]))
+        if number == 10:
+            before = resident_bytes()
+    assert None not in held and resident_bytes() - before < 10 << 20  # 50 MiB, were they to get them
 
 
 @pytest.mark.parametrize("policy", ["default", "supersede"])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from hybridcache._handles import Pin
+from hybridcache.cache import HybridCache
 from tests.conftest import Driver, tokens
 
 
@@ -259,3 +261,18 @@ def test_a_page_that_two_boundaries_cut_leaves_once(slabs: int, fits: bool) -> N
     assert driver.cache.stats()["checkpoints"] == 3
     assert (lease.launch(4, rows=4) is not None) == fits  # four states and a page
     assert fits or driver.cache.dump() == before
+
+
+@pytest.mark.parametrize("cap", [None, 3])
+def test_what_is_worth_most_can_leave(cap: int | None) -> None:
+    """A worth as large as numbers get was below no limit: a request that had been granted room was refused,
+    and a cap ended in nothing to evict."""
+    driver = Driver(num_pages=1, num_slots=1)
+    layout = SimpleNamespace(page_size=1024, page_bytes=1, slot_bytes=1)
+    driver.cache = HybridCache(layout, num_pages=20, num_slots=10, max_cached_bytes=cap)
+    for conversation in (5, 6):
+        prompt = np.full(8 * 1024, conversation, dtype=np.int32)
+        driver.turn(prompt, priority=8, now=1, close={"now": 1, "expected_return": 0})
+    assert driver.cache.stats()["checkpoints"] == (0 if cap else 4)
+    lease = driver.cache.reserve(np.full(19 * 1024, 7, dtype=np.int32))
+    assert lease is not None

@@ -100,7 +100,7 @@ LEASE = r"""
 tables_keep_what_they_held: I4
 - table.clear();
 large_tables_for_small_requests: leftovers
-- tokens.capacity() <= 4 * most_tokens + 4096;
+- pages.capacity() <= 4 * most_pages + 256 && tokens.capacity() <= 4 * most_tokens + 4096;
 + true;
 tokens_of_the_prompt_due: I4
 - std::max(steps.front().begin, course.prompt_length)

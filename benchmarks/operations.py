@@ -8,6 +8,7 @@ long ones grows by more than a few percent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,42 +60,48 @@ def how_many_chains(length: int, repetitions: int) -> int:
 
 
 class Size:
-    """Conversations of one length in a cache of their own, with a memcmp of their tokens beside each."""
+    """Conversations of one length in a cache of their own."""
 
     def __init__(self, recorder: Recorder, length: int, caches: Caches, repetitions: int) -> None:
         self.recorder, self.length, self.caches = recorder, length, caches
         self.cache, self.chains = conversations(length, repetitions)
-        self.floors = [Memcmp(chain.tokens) for chain in self.chains]
-        self.transcripts = [self.cache.transcript() for _ in self.chains]
 
-    def clock(self, each: int, prefix: str = "") -> Stopwatch:
-        """Of a turn that counts from the second of each conversation on: the first settles what the policy
-        learns."""
+    @cached_property
+    def floors(self) -> list[Memcmp]:
+        return [Memcmp(chain.tokens) for chain in self.chains]
+
+    @cached_property
+    def transcripts(self) -> list[Transcript]:
+        return [self.cache.transcript() for _ in self.chains]
+
+    def clock(self) -> Stopwatch:
+        return Stopwatch(self.recorder, self.length, self.caches)
+
+    def clock_of_turn(self, each: int, prefix: str = "") -> Stopwatch:
+        """The first turn of each conversation settles what the policy learns, and is not kept."""
         keep = self.recorder if each >= len(self.chains) else Recorder()
         return Stopwatch(keep, self.length, self.caches, prefix)
 
     def compare(self, each: int) -> None:
         which = each % len(self.chains)
-        compare(self.cache, self.chains[which], self.floors[which], self.clock(len(self.chains)))
+        compare(self.cache, self.chains[which], self.floors[which], self.clock())
 
     def beside_memcmp(self, each: int) -> None:
         which, memcmp_first = each % len(self.chains), each // len(self.chains) % 2 == 0
-        clock = self.clock(len(self.chains))
         reserve_beside_memcmp(
-            self.cache, self.chains[which], self.floors[which], clock, memcmp_first=memcmp_first
+            self.cache, self.chains[which], self.floors[which], self.clock(), memcmp_first=memcmp_first
         )
 
     def turn(self, each: int) -> None:
-        turn(self.cache, self.chains[each % len(self.chains)], self.clock(each))
+        turn(self.cache, self.chains[each % len(self.chains)], self.clock_of_turn(each))
 
     def turn_through_transcript(self, each: int) -> None:
         which = each % len(self.chains)
-        turn_through(
-            self.cache, self.chains[which], self.transcripts[which], self.clock(each, prefix="transcript: ")
-        )
+        clock = self.clock_of_turn(each, prefix="transcript: ")
+        turn_through(self.cache, self.chains[which], self.transcripts[which], clock)
 
     def wide(self, each: int) -> None:
-        reserve_wide(self.cache, self.chains[each % len(self.chains)], self.clock(len(self.chains)))
+        reserve_wide(self.cache, self.chains[each % len(self.chains)], self.clock())
 
 
 def in_rounds(sizes: Sequence[Size], repetitions: int, part: Callable[[Size, int], None]) -> None:

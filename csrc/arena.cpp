@@ -1,6 +1,7 @@
 #include "arena.h"
 
 #include <algorithm>
+#include <functional>
 
 namespace hybridcache {
 
@@ -28,7 +29,6 @@ Arena::Arena(const Options& options, Digest& digest)
     free_slots_ = IdSet(slots);
     for (std::int64_t slot = 0; slot < slots; ++slot) free_slots_.insert(slot);
   }
-  page_taken_.assign(pages, false);
   slot_taken_.assign(slots, false);
   dirty_.assign(pages, true);
   uses_.assign(pages, {});
@@ -65,9 +65,9 @@ std::int32_t Arena::choose_slab(std::int32_t home) const {
 }
 
 PageId Arena::lowest_free_page(std::int32_t slab) const {
-  const auto first = page_taken_.begin() + slab * pages_per_slab_;
-  const auto free = std::find(first, first + slabs_[slab].capacity, false);
-  return static_cast<PageId>(free - page_taken_.begin());
+  const auto first = uses_.begin() + slab * pages_per_slab_;
+  const auto free = std::find_if_not(first, first + slabs_[slab].capacity, std::mem_fn(&PageUse::taken));
+  return static_cast<PageId>(free - uses_.begin());
 }
 
 // Moves a slab between free, partly used and full as its count of taken pages changes.
@@ -96,7 +96,6 @@ void Arena::set_used(std::int32_t slab, std::int64_t used) {
 PageId Arena::take_page(std::int32_t& home) {
   home = choose_slab(home);
   const PageId page = lowest_free_page(home);
-  page_taken_[page] = true;
   uses_[page].held = true;
   set_used(home, slabs_[home].used + 1);
   taken_pages_.add();
@@ -113,7 +112,6 @@ void Arena::change_use(PageId page, Change&& change) {
   tree_pages_.add(use.of_tree() - before.of_tree());
   loose_pages_.add(use.loose() - before.loose());
   if (use.taken()) return;
-  page_taken_[page] = false;
   const auto slab = slab_of(page);
   set_used(slab, slabs_[slab].used - 1);
   taken_pages_.add(-1);
@@ -139,7 +137,7 @@ void Arena::leave_node(PageId page) {
 }
 
 void Arena::add_tail(PageId page) {
-  ensure(page_taken_[page], "add_tail of a free page");
+  ensure(uses_[page].taken(), "add_tail of a free page");
   change_use(page, [](PageUse& use) { ++use.tails; });
 }
 

@@ -68,7 +68,7 @@ class Arena {
   bool fixed() const { return fixed_; }
   std::int64_t pages_per_slab() const { return pages_per_slab_; }
   std::int64_t page_slabs() const { return static_cast<std::int64_t>(slabs_.size()); }
-  std::int64_t num_pages() const { return static_cast<std::int64_t>(page_taken_.size()); }
+  std::int64_t num_pages() const { return static_cast<std::int64_t>(uses_.size()); }
   std::int64_t num_slots() const { return static_cast<std::int64_t>(slot_taken_.size()); }
   // All of it, in pages: slots of the fixed arena are memory of their own, else they are the pages'.
   std::int64_t size_in_pages() const { return num_pages() + (fixed_ ? num_slots() * pages_per_slab_ : 0); }
@@ -80,7 +80,6 @@ class Arena {
   // check(): is this slot, or this slab, among the free ones?
   bool free_slot_known(SlotId slot) const { return free_slots_.holds(slot); }  // fixed arena
   bool free_slab_known(std::int32_t slab) const { return free_slabs_.holds(slab); }
-  bool page_taken(PageId page) const { return page_taken_[page]; }
   bool slot_taken(SlotId slot) const { return slot_taken_[slot]; }
   const PageUse& use(PageId page) const { return uses_[page]; }
 
@@ -112,7 +111,6 @@ class Arena {
   IdSet free_slabs_;                                         // no page, no slot
   IdSet free_slots_;                                         // fixed arena only
   std::set<std::pair<std::int64_t, std::int32_t>> partial_;  // (-used, slab): the fullest partly used slab first
-  std::vector<bool> page_taken_;
   std::vector<bool> slot_taken_;
   std::vector<bool> dirty_;
   std::vector<PageUse> uses_;
